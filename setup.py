@@ -1,0 +1,52 @@
+"""Build the extensions; everything else is in pyproject.toml."""
+
+import os
+from glob import glob
+
+from Cython.Build import cythonize
+from setuptools import Extension, find_packages, setup
+
+DEBUG = os.environ.get("ZENO_FAST_DEBUG") == "1"
+SANITIZE = os.environ.get("ZENO_FAST_SANITIZE", "")  # for example "address,undefined"
+TRACE = os.environ.get("ZENO_FAST_TRACE") == "1"
+
+compile_args = ["-O0", "-g"] if DEBUG else ["-O2"]
+link_args = []
+if SANITIZE:
+    compile_args += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g"]
+    link_args += [f"-fsanitize={SANITIZE}"]
+
+extensions = [
+    Extension(
+        f"zeno_fast.{name}",
+        [f"ext/zeno_fast/{name}.pyx"],
+        include_dirs=["ext/include"],
+        depends=[*glob("ext/include/*.h"), *glob("ext/zeno_fast/*.pxd")],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+        define_macros=[("CYTHON_TRACE_NOGIL", "1")] if TRACE else [],
+    )
+    for name in (
+        "_envelope",
+        "_pipe",
+        "_call",
+        "_output",
+        "_messages",
+        "_channel",
+        "_slot",
+        "_wasm",
+    )
+]
+
+setup(
+    # The examples are plugins for `zeno-fast demo`, too; which files go along is in pyproject.toml.
+    packages=[*find_packages(include=["zeno_fast", "zeno_fast.*"]), "zeno_fast._examples"],
+    package_dir={"zeno_fast._examples": "examples/plugins"},
+    ext_modules=cythonize(
+        extensions,
+        include_path=["ext"],
+        build_dir="build/cython",
+        language_level=3,
+        compiler_directives={"embedsignature": True, "linetrace": TRACE},
+    ),
+)

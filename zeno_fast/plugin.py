@@ -1,0 +1,120 @@
+"""What the host knows of a loaded plugin: its slots, its manifest, its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zeno_fast.driver import Driver
+    from zeno_fast.manifest import Manifest
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class InputDefinition:
+    """One declared parameter of a slot.
+
+    Attributes:
+        type: As the guest spelt it, in lower case: `string`, `int`, `object`; "" or `any` for any.
+        required: Whether a call without it is refused.
+        has_default: Whether `default` stands in for it where it is absent.
+    """
+
+    name: str
+    type: str = ""
+    required: bool = False
+    has_default: bool = False
+    default: Any = None
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotDefinition:
+    """A named function that a plugin offers.
+
+    Attributes:
+        name: What callers call, such as `php.run`.
+        plugin: Name of the plugin that owns it.
+        inputs: Declared parameters by name; empty where the guest declares none.
+        outputs: As the guest declared them.
+        idempotent: Whether a call may be repeated after a crash.
+    """
+
+    name: str
+    plugin: str = ""
+    description: str = ""
+    example: str = ""
+    inputs: Mapping[str, InputDefinition] = field(default_factory=lambda: EMPTY)
+    outputs: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+    idempotent: bool = False
+
+
+@dataclass(slots=True)
+class Response:
+    """A guest's answer: `data` where `success`, else `error` and sometimes `data` too."""
+
+    success: bool
+    data: Any = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDescription:
+    """What a guest said of itself in `plugin_init` and `plugin_register_slots`.
+
+    Attributes:
+        info: The members of the `plugin_init` answer; empty for guests that know no such slot.
+        slots: Raw slot definitions; None where the guest lists none.
+    """
+
+    info: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+    slots: tuple[SlotDefinition, ...] | None = None
+
+
+@dataclass(slots=True)
+class LoadedPlugin:
+    """A plugin that is loaded: what it is, what it offers, how it does.
+
+    Attributes:
+        manifest: As read from its folder.
+        slots: Slot definitions by name; empty while a plugin has listed none.
+        driver: What makes the slots callable.
+        name: The manifest's name.
+        version: The manifest's version, or the guest's own where the manifest has none.
+    """
+
+    manifest: Manifest
+    driver: Driver
+    slots: Mapping[str, SlotDefinition]
+    version: str = ""
+
+    @property
+    def name(self) -> str:
+        """The manifest's name."""
+        return self.manifest.name
+
+    @property
+    def kind(self) -> str:
+        """`wasm` or `sidecar`: how it runs; no caller need know."""
+        return self.manifest.type
+
+    @property
+    def folder(self) -> Path:
+        """The plugin's folder."""
+        return self.manifest.folder
+
+    def status(self) -> dict[str, Any]:
+        """Say how the plugin does: its kind, version, slots and what its driver reports."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "type": self.kind,
+            "folder": str(self.folder),
+            "slots": sorted(self.slots),
+            **self.driver.status(),
+        }
