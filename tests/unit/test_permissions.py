@@ -1,0 +1,277 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from zeno_fast.errors import PermissionDenied, UsageError
+from zeno_fast.permissions import Permissions, allows, check, understands_url_pattern
+
+needs_symlinks = pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights")
+
+
+def url_allowed(patterns, url):
+    return allows(Permissions(network=tuple(patterns)), Path("/plugins/p"), "network", url)
+
+
+def path_allowed(folder, grants, path):
+    return allows(Permissions(filesystem=tuple(grants)), folder, "filesystem", str(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "resource"),
+    [
+        ("network", "https://api.example.com/"),
+        ("filesystem", "./storage/x"),
+        ("filesystem", "."),
+        ("env", "HOME"),
+        ("database", "main"),
+        ("scope", "read"),
+        ("scope", "write"),
+    ],
+)
+def test_without_a_permission_everything_is_denied(tmp_path, kind, resource):
+    assert not allows(Permissions(), tmp_path, kind, resource)
+    with pytest.raises(PermissionDenied):
+        check(Permissions(), tmp_path, kind, resource)
+
+
+def test_an_unknown_kind_is_a_mistake_of_the_caller(tmp_path):
+    with pytest.raises(UsageError, match="network"):
+        allows(Permissions(), tmp_path, "files", "x")
+    with pytest.raises(UsageError, match="str"):
+        allows(Permissions(env=("A",)), tmp_path, "env", None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.example.com/",
+        "https://api.example.com",
+        "https://api.example.com/v1/users?id=1#top",
+        "https://API.Example.COM./v1",
+        "https://api.example.com:443/v1",
+        "HTTPS://api.example.com/v1",
+    ],
+)
+def test_a_url_grant_allows_its_host_however_it_is_spelt(url):
+    assert url_allowed(["https://api.example.com/*"], url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.example.com.evil.org/",
+        "https://api.example.com.evil.org/https://api.example.com/",
+        "https://api.example.com@evil.org/",
+        "https://api.example.com:443@evil.org/",
+        "https://user:secret@api.example.com/",
+        "https://@api.example.com/",
+        "https://evil.org/https://api.example.com/",
+        "https://evil.org#https://api.example.com/",
+        "https://evil.org?https://api.example.com/",
+        "https://evil.org\\.api.example.com/",
+        "https://api.example.com\\@evil.org/",
+        "https://evil.org\\@api.example.com/",
+        "https://xapi.example.com/",
+        "https://sub.api.example.com/",
+        "https://example.com/",
+        "http://api.example.com/",
+        "ftp://api.example.com/",
+        "https://api.example.com:8443/",
+        "https://api.example.com:80/",
+        "https://api.example.com:99999/",
+        "https://api.example.com:x/",
+        "https://api.example.com../",
+        "https://.api.example.com/",
+        "//api.example.com/",
+        "api.example.com",
+        "https:api.example.com/",
+        "https:///api.example.com/",
+        "https://api.example.com\t.evil.org/",
+        "https://api.exam\nple.com/",
+        " https://api.example.com/",
+        "https://api。example。com/",
+        "https://api.ex\u00adample.com/",
+        "https://%61pi.example.com/",
+        "https://2130706433/",
+        "https://[::1]/",
+        "https://[api.example.com]/",
+        "https://[::1",
+        "",
+    ],
+)
+def test_a_url_grant_for_a_host_does_not_allow_a_longer_name_or_another_host_G2(url):
+    assert not url_allowed(["https://api.example.com/*"], url)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed", "denied"),
+    [
+        ("*", ["https://a.b/", "ftp://x:1/y", "http://2130706433/"], []),
+        ("api.example.com", ["http://api.example.com/a", "https://api.example.com"],
+         ["http://api.example.com:8080/", "ftp://api.example.com/"]),
+        ("*.example.com", ["https://a.example.com/", "https://a.b.example.com/x"],
+         ["https://example.com/", "https://badexample.com/", "https://.example.com/",
+          "https://a.example.com.evil.org/"]),
+        ("https://*/*", ["https://any.host/x"], ["http://any.host/x"]),
+        ("*://api.example.com/*", ["http://api.example.com/", "wss://api.example.com/"],
+         ["http://evil.org/", "http://api.example.com:81/"]),
+        ("http://localhost:*", ["http://localhost:3000/x", "http://localhost/"],
+         ["https://localhost.evil.org:3000/", "https://localhost:3000/"]),
+        ("http://localhost:8080/*", ["http://localhost:8080/"], ["http://localhost/"]),
+        ("https://h.x/v1/users", ["https://h.x/v1/users", "https://h.x/v1/users?q=1"],
+         ["https://h.x/v1/users/2", "https://h.x/v1/usersX", "https://h.x/"]),
+        ("https://h.x/", ["https://h.x", "https://h.x/"], ["https://h.x/a"]),
+        ("https://h.x/a?key=*", ["https://h.x/a?key=1"], ["https://h.x/a?other=1", "https://h.x/a"]),
+        ("http://[::1]:80/*", ["http://[::1]/x", "http://[0:0:0:0:0:0:0:1]/x"],
+         ["http://[::2]/x", "http://127.0.0.1/x", "http://[::1]:81/", "http://[::1%25eth0]/"]),
+        ("http://127.0.0.1/*", ["http://127.0.0.1/"],
+         ["http://2130706433/", "http://0x7f.1/", "http://127.1/", "http://[::ffff:127.0.0.1]/"]),
+    ],
+)  # fmt: skip
+def test_every_form_of_url_pattern_G2(pattern, allowed, denied):
+    assert understands_url_pattern(pattern)
+    assert [url for url in allowed if not url_allowed([pattern], url)] == []
+    assert [url for url in denied if url_allowed([pattern], url)] == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://h.x/public/../admin",
+        "https://h.x/public/%2e%2e/admin",
+        "https://h.x/public/.%2E/admin",
+        "https://h.x/public/%252e%252e/admin",
+        "https://h.x/public/..%2fadmin",
+        "https://h.x/public/..%5cadmin",
+        "https://h.x/public/..;/admin",
+        "https://h.x/public//../admin",
+        "https://h.x/public/x/../../admin",
+        "https://h.x/publicity/x",
+        "https://h.x/Public/x",
+    ],
+)
+def test_a_grant_for_a_path_cannot_be_left_G2(url):
+    assert not url_allowed(["https://h.x/public/*"], url)
+
+
+def test_a_grant_for_a_path_allows_what_is_below_however_it_is_spelt():
+    for path in ("x", "./x", "a/../x", "%78", "a%20b", "..x", "x..", "", "a//b"):
+        assert url_allowed(["https://h.x/public/*"], f"https://h.x/public/{path}"), path
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["", " ", "https://", "https://user@h/*", "api.*.com", "https://[x]/", "a b", "https://höst/"],
+)
+def test_a_pattern_that_is_not_understood_allows_nothing(pattern):
+    assert not understands_url_pattern(pattern)
+    assert not url_allowed([pattern], "https://api.x.com/")
+
+
+def test_a_path_grant_for_data_does_not_allow_data_secret_G1(tmp_path):
+    data = tmp_path / "data"
+    assert path_allowed(tmp_path, [str(data)], data)
+    assert path_allowed(tmp_path, [str(data)], data / "a" / "b.txt")
+    assert path_allowed(tmp_path, [f"{data}/"], data / "a")
+    assert not path_allowed(tmp_path, [str(data)], tmp_path / "data-secret" / "a")
+    assert not path_allowed(tmp_path, [str(data)], tmp_path)
+
+
+def test_a_path_grant_for_data_does_not_allow_data_dotdot_etc_G1(tmp_path):
+    data = tmp_path / "data"
+    for path in (f"{data}/../etc", f"{data}/x/../../etc/passwd", f"{data}/./../data-secret"):
+        assert not path_allowed(tmp_path, [str(data)], path)
+    assert path_allowed(tmp_path, [str(data)], f"{data}/x/../y")
+
+
+def test_relative_paths_are_of_the_plugins_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    for grant in ("./storage", "storage", "storage/", "./storage/*", "./storage/**"):
+        assert path_allowed(tmp_path, [grant], "storage/x")
+        assert path_allowed(tmp_path, [grant], tmp_path / "storage" / "x")
+        assert not path_allowed(tmp_path, [grant], "other/x")
+        assert not path_allowed(tmp_path, [grant], "../storage/x")
+        assert not path_allowed(tmp_path, [grant], "/storage/x")
+    assert path_allowed(tmp_path, ["."], "anything")
+    assert not path_allowed(tmp_path, ["."], "../anything")
+    assert path_allowed(tmp_path, ["*"], "/etc/passwd")
+    assert path_allowed(tmp_path, ["/*"], "/etc/passwd")
+
+
+@needs_symlinks
+def test_symbolic_links_are_followed_before_the_rule_is_applied_G1(tmp_path):
+    folder, outside = tmp_path / "plugin", tmp_path / "outside"
+    (folder / "storage").mkdir(parents=True)
+    outside.mkdir()
+    (folder / "storage" / "out").symlink_to(outside)
+    (folder / "storage" / "in").symlink_to(folder / "storage")
+    (folder / "link").symlink_to(outside)
+    assert not path_allowed(folder, ["storage"], "storage/out/secret")
+    assert not path_allowed(folder, ["storage"], "storage/out/../plugin/other")
+    assert path_allowed(folder, ["storage"], "storage/in/x")
+    assert path_allowed(folder, ["link"], outside / "x")  # a granted link grants its target
+    (folder / "storage" / "loop").symlink_to(folder / "storage" / "loop")
+    assert not path_allowed(folder, ["storage"], "storage/loop/../../x")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_paths_through_proc_are_followed_G1(tmp_path):
+    assert not path_allowed(tmp_path, ["/proc"], "/proc/self/root/etc/passwd")
+    assert not path_allowed(tmp_path, [str(tmp_path)], f"/proc/self/root{tmp_path.parent}")
+    descriptor = os.open("/", os.O_RDONLY)
+    try:
+        assert not path_allowed(tmp_path, ["/proc"], f"/proc/self/fd/{descriptor}/etc")
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("path", ["", "storage/a\0b", "\0", "storage/\ud800"])
+def test_a_path_that_names_nothing_is_denied(tmp_path, path):
+    assert not path_allowed(tmp_path, [".", "*"], path)
+    with pytest.raises(PermissionDenied) as caught:
+        check(Permissions(filesystem=(".",)), tmp_path, "filesystem", path)
+    assert str(caught.value).isprintable()
+
+
+def test_names_are_compared_whole(tmp_path):
+    permissions = Permissions(env=("API_KEY",), database=("main",), scope=frozenset({"read"}))
+    allowed = [("env", "API_KEY"), ("database", "main"), ("scope", "read")]
+    denied = [
+        ("env", "API_KEY_2"), ("env", "API"), ("env", ""), ("env", "*"),
+        ("database", "mai"), ("database", "main2"), ("scope", "write"), ("scope", "*"),
+    ]  # fmt: skip
+    assert all(allows(permissions, tmp_path, *pair) for pair in allowed)
+    assert not any(allows(permissions, tmp_path, *pair) for pair in denied)
+
+
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "DYLD_X"])
+def test_variables_that_load_code_pass_only_by_their_own_name_G3(tmp_path, name):
+    assert allows(Permissions(env=("*",)), tmp_path, "env", "HOME")
+    assert not allows(Permissions(env=("*",)), tmp_path, "env", name)
+    assert allows(Permissions(env=("*", name)), tmp_path, "env", name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "resource", "line"),
+    [
+        ("network", "https://API.x.com:8443/v1?q", 'network: ["https://api.x.com:8443/*"]'),
+        ("network", "http://[0::1]/", 'network: ["http://[::1]/*"]'),
+        ("filesystem", "a/../storage/x", 'filesystem: ["./storage/x"]'),
+        ("filesystem", "/etc/hostname", 'filesystem: ["/etc/hostname"]'),
+        ("env", "HOME", 'env: ["HOME"]'),
+        ("database", "main", 'database: ["main"]'),
+        ("scope", "write", 'scope: ["write"]'),
+    ],
+)
+def test_a_denial_names_the_line_that_would_allow_it_G7(tmp_path, kind, resource, line):
+    with pytest.raises(PermissionDenied) as caught:
+        check(Permissions(), tmp_path, kind, resource, plugin="my-plugin")
+    message = str(caught.value)
+    assert f"`{line}`" in message
+    assert "'my-plugin'" in message
+    assert str(tmp_path / "manifest.yaml") in message
+    suggested = line.split('"')[1]
+    granted = frozenset({suggested}) if kind == "scope" else (suggested,)
+    check(Permissions(**{kind: granted}), tmp_path, kind, resource)
