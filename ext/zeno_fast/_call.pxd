@@ -1,0 +1,34 @@
+from libc.stdint cimport int64_t, uint64_t
+
+cdef extern from "pythread.h":
+    ctypedef void *PyThread_type_lock
+
+cdef enum:
+    THREAD = 0
+    FUTURE = 1
+    LOOP = 2
+
+cdef class RequestTemplate:
+    cdef readonly str slot
+    cdef bytes middle
+
+cdef class Call:
+    cdef uint64_t number  # 0 until it is sent
+    cdef object key  # the same as an object
+    cdef RequestTemplate template
+    cdef bytes payload
+    cdef readonly object scope
+    cdef object data
+    cdef object error
+    cdef object target
+    cdef object watcher
+    cdef int64_t began_ns
+    cdef int64_t deadline_ns
+    cdef int kind
+    cdef bint done
+    cdef bint waiting
+    cdef bint abandoned
+    cdef bint _gate_open
+    cdef PyThread_type_lock _gate
+    cdef int sleep(self, int64_t timeout_us) except -1
+    cdef void wake(self) noexcept

@@ -1,0 +1,112 @@
+"""One call to a sidecar, from its admission to its answer, and how its thread sleeps meanwhile."""
+
+cimport cython
+from libc.stdint cimport int64_t
+
+import orjson
+
+cdef extern from "pythread.h":
+    ctypedef long long PY_TIMEOUT_T
+    ctypedef enum PyLockStatus:
+        PY_LOCK_FAILURE
+        PY_LOCK_ACQUIRED
+        PY_LOCK_INTR
+    PyThread_type_lock PyThread_allocate_lock()
+    void PyThread_free_lock(PyThread_type_lock) noexcept
+    void PyThread_release_lock(PyThread_type_lock) noexcept nogil
+    int PyThread_acquire_lock(PyThread_type_lock, int) noexcept nogil
+    PyLockStatus PyThread_acquire_lock_timed(
+        PyThread_type_lock, PY_TIMEOUT_T, int) noexcept nogil
+
+
+class NotSent(Exception):
+    """The channel ended before the request reached the guest; another process may have it."""
+
+
+@cython.final
+cdef class RequestTemplate:
+    """The constant part of the requests for one slot, encoded once."""
+
+    def __init__(self, str slot):
+        self.slot = slot
+        self.middle = b'","slot_name":' + orjson.dumps(slot) + b',"parameters":'
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Call:
+    """One call; made by its channel, which alone changes it."""
+
+    def __cinit__(self):
+        self._gate = NULL
+
+    def __dealloc__(self):
+        if self._gate is not NULL:
+            PyThread_free_lock(self._gate)
+
+    @property
+    def finished(self):
+        """Whether there is an answer or an error."""
+        return self.done
+
+    @property
+    def unsent(self):
+        """Whether it failed before the guest got it, so that another process may have it."""
+        return isinstance(self.error, NotSent)
+
+    @property
+    def parameters(self):
+        """The encoded parameters."""
+        return self.payload
+
+    @property
+    def deadline(self):
+        """When it expires, in nanoseconds on the clock of time.monotonic_ns."""
+        return self.deadline_ns
+
+    @property
+    def slot(self):
+        """The slot that is called."""
+        return self.template.slot
+
+    @property
+    def request_nbytes(self):
+        """Size of the encoded parameters in bytes."""
+        return len(self.payload)
+
+    @property
+    def future(self):
+        """The future that waits for the answer, or None for a call of a thread."""
+        return self.target
+
+    def settle(self):
+        """Give the answer to the future; its own thread calls this for an event loop's."""
+        if self.kind == LOOP:
+            if self.target.done():
+                return
+        elif not self.target.set_running_or_notify_cancel():
+            return
+        if self.error is not None:
+            self.target.set_exception(self.error)
+        else:
+            self.target.set_result(self.data)
+
+    cdef int sleep(self, int64_t timeout_us) except -1:
+        """Sleep until `wake` (1), the timeout or a signal (0); `waiting` must be set."""
+        cdef PyLockStatus got
+        if self._gate is NULL:
+            self._gate = PyThread_allocate_lock()
+            if self._gate is NULL:
+                raise MemoryError
+            PyThread_acquire_lock(self._gate, 0)
+        with nogil:
+            got = PyThread_acquire_lock_timed(self._gate, timeout_us, 1)
+        if got == PY_LOCK_ACQUIRED:
+            self._gate_open = False
+        return got == PY_LOCK_ACQUIRED
+
+    cdef void wake(self) noexcept:
+        """End the `sleep` of the call's thread, where it is in one."""
+        if self.waiting and not self._gate_open and self._gate is not NULL:
+            self._gate_open = True
+            PyThread_release_lock(self._gate)

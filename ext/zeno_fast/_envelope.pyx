@@ -1,0 +1,235 @@
+"""The envelope: parameters to bytes, bytes to data, and the check of a slot's declared inputs.
+
+No I/O is done here; both kinds of plugins and every transport share these functions.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.dict cimport PyDict_GetItem
+from cpython.float cimport PyFloat_Check
+from cpython.list cimport PyList_Check
+from cpython.long cimport PyLong_Check
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.object cimport PyObject
+from cpython.tuple cimport PyTuple_Check
+from cpython.unicode cimport PyUnicode_Check
+
+import difflib
+from collections.abc import Mapping
+
+import orjson
+
+from zeno_fast.errors import InvalidParameters, SlotError
+
+cdef extern from "Python.h":
+    int PyBUF_READ
+    int PyBool_Check(object)
+    int PyDict_Check(object)
+
+cdef object _dumps = orjson.dumps
+cdef object _loads = orjson.loads
+cdef object _options = orjson.OPT_SERIALIZE_NUMPY
+cdef bytes NO_PARAMETERS = b"{}"
+
+# Below this, copying the text into a bytes object costs less than a memoryview over it.
+cdef Py_ssize_t COPY_LIMIT = 2048
+
+cdef enum:
+    ANY = 0
+    STRING = 1
+    INTEGER = 2
+    NUMBER = 3
+    BOOLEAN = 4
+    OBJECT = 5
+    ARRAY = 6
+
+# The spellings that guests use; every other type name accepts anything.
+cdef dict KINDS = {
+    "string": STRING, "str": STRING, "text": STRING,
+    "int": INTEGER, "integer": INTEGER, "int32": INTEGER, "int64": INTEGER,
+    "number": NUMBER, "float": NUMBER, "double": NUMBER, "float64": NUMBER,
+    "bool": BOOLEAN, "boolean": BOOLEAN,
+    "object": OBJECT, "map": OBJECT, "dict": OBJECT,
+    "array": ARRAY, "list": ARRAY,
+}
+
+
+cdef bint _fits(int kind, object value):
+    """Tell whether a JSON value is of the kind; what only orjson understands is left to it."""
+    if PyUnicode_Check(value):
+        return kind == STRING
+    if PyBool_Check(value):
+        return kind == BOOLEAN
+    if PyLong_Check(value):
+        return kind == INTEGER or kind == NUMBER
+    if PyFloat_Check(value):
+        return kind == NUMBER or (kind == INTEGER and value.is_integer())
+    if PyDict_Check(value):
+        return kind == OBJECT
+    if PyList_Check(value) or PyTuple_Check(value):
+        return kind == ARRAY
+    return True
+
+
+def _json_type(value):
+    """Name the JSON type of a Python value, for messages."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    for types, name in (
+        (str, "string"), (int, "integer"), (float, "number"),
+        (Mapping, "object"), ((list, tuple), "array"),
+    ):
+        if isinstance(value, types):
+            return name
+    return type(value).__name__
+
+
+@cython.final
+cdef class InputCheck:
+    """Checks parameters against one slot's declared inputs and fills in the defaults.
+
+    Args:
+        definition: The slot's `SlotDefinition`.
+    """
+
+    def __init__(self, definition):
+        cdef list kinds = []
+        cdef list defaults = []
+        self.slot = definition.name
+        self.plugin = definition.plugin
+        self._inputs = tuple(definition.inputs.values())
+        self._names = tuple(declared.name for declared in self._inputs)
+        for declared in self._inputs:
+            kinds.append(KINDS.get(declared.type.lower(), ANY))
+            defaults.append(declared.default if declared.has_default else None)
+        self._kinds = kinds
+        self._defaults = defaults
+        self._trivial = not self._inputs
+
+    cdef dict check(self, object parameters):
+        cdef dict given
+        cdef Py_ssize_t index
+        cdef PyObject *found
+        cdef int kind
+        cdef bint copied = False
+        if type(parameters) is dict:
+            given = <dict> parameters
+        elif parameters is None:
+            given = {}
+            copied = True
+        elif isinstance(parameters, Mapping):
+            given = dict(parameters)
+            copied = True
+        else:
+            raise InvalidParameters(
+                f"slot {self.slot!r}: parameters must be a mapping, not {_json_type(parameters)}",
+                plugin=self.plugin, slot=self.slot)
+        if self._trivial:
+            return given
+        for index in range(len(self._names)):
+            found = PyDict_GetItem(given, self._names[index])
+            if found is not NULL:
+                kind = self._kinds[index]
+                if kind != ANY and not _fits(kind, <object> found):
+                    raise self._wrong_type(index, <object> found)
+                if found is <PyObject *> None and self._inputs[index].required:
+                    raise self._missing(index, given)
+            elif self._inputs[index].has_default:
+                if not copied:
+                    given = given.copy()
+                    copied = True
+                given[self._names[index]] = self._defaults[index]
+            elif self._inputs[index].required:
+                raise self._missing(index, given)
+        return given
+
+    def __call__(self, parameters):
+        """Return the parameters with defaults filled in.
+
+        The caller's mapping is never changed. Raises InvalidParameters.
+        """
+        return self.check(parameters)
+
+    def _wrong_type(self, index, value):
+        declared = self._inputs[index]
+        return InvalidParameters(
+            f"slot {self.slot!r} of plugin {self.plugin!r}: parameter {declared.name!r} must be "
+            f"of type {declared.type}, not {_json_type(value)}",
+            key=declared.name, plugin=self.plugin, slot=self.slot)
+
+    def _missing(self, index, given):
+        declared = self._inputs[index]
+        text = (
+            f"slot {self.slot!r} of plugin {self.plugin!r}: parameter {declared.name!r}"
+            f"{f' ({declared.type})' if declared.type else ''} is required")
+        undeclared = [key for key in given if isinstance(key, str) and key not in self._names]
+        near = difflib.get_close_matches(declared.name, undeclared, 1)
+        if near:
+            text += f"; is {near[0]!r} a misspelling of it?"
+        return InvalidParameters(text, key=declared.name, plugin=self.plugin, slot=self.slot)
+
+
+def _find_unsendable(value, path):
+    """Return the path and the reason of the first value that JSON cannot carry, or None."""
+    if isinstance(value, Mapping):
+        for key, member in value.items():
+            if not isinstance(key, str):
+                return path or "parameters", f"the key {key!r} is not a string"
+            found = _find_unsendable(member, f"{path}.{key}" if path else key)
+            if found:
+                return found
+        if isinstance(value, dict):
+            return None
+    elif isinstance(value, (list, tuple)):
+        for index, member in enumerate(value):
+            found = _find_unsendable(member, f"{path}[{index}]")
+            if found:
+                return found
+        return None
+    try:
+        _dumps(value, None, _options)
+    except TypeError as error:
+        return path or "parameters", f"{type(value).__name__}: {error}"
+    return None
+
+
+cpdef bytes dump_parameters(object parameters, str plugin, str slot):
+    """Encode parameters as JSON.
+
+    Raises InvalidParameters, which names the key, for what JSON cannot carry.
+    """
+    try:
+        return _dumps(parameters, None, _options)
+    except TypeError as error:
+        try:
+            found = _find_unsendable(parameters, "")
+        except RecursionError:
+            found = None
+        key, reason = found or ("parameters", str(error))
+        raise InvalidParameters(
+            f"slot {slot!r} of plugin {plugin!r}: {key} cannot be sent as JSON: {reason}",
+            key=key, plugin=plugin, slot=slot) from error
+
+
+cdef object decode(const char *text, Py_ssize_t nbytes):
+    """Decode JSON text that is borrowed for the call. Raises orjson.JSONDecodeError."""
+    if nbytes < COPY_LIMIT:
+        return _loads(PyBytes_FromStringAndSize(text, nbytes))
+    return _loads(PyMemoryView_FromMemory(<char *> text, nbytes, PyBUF_READ))
+
+
+cdef object take_data(dict message, str plugin, str slot):
+    """Return the `data` of a response envelope, or raise its error as a SlotError."""
+    success = message.get("success")
+    if success is True:
+        return message.get("data")
+    error = message.get("error")
+    if success is None and not error:
+        return message.get("data")
+    if not isinstance(error, str):
+        error = "" if error is None else _dumps(error).decode()
+    raise SlotError(
+        error or "the guest reported a failure without a reason",
+        data=message.get("data"), plugin=plugin, slot=slot)

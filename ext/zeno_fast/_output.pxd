@@ -1,0 +1,23 @@
+from zeno_fast._pipe cimport Pipe
+
+cdef struct Bytes:
+    char *data
+    size_t start
+    size_t end
+    size_t capacity
+
+cdef class Output:
+    cdef Pipe _pipe
+    cdef Bytes _first
+    cdef object _parts
+    cdef Py_ssize_t _offset
+    cdef Bytes _last
+    cdef readonly bint writing
+    cdef readonly bint full
+    cdef readonly bint broken
+    cdef int put(self, const char *data, size_t nbytes) except -1
+    cdef int put_bytes(self, bytes part) except -1
+    cdef int flush(self) except -1
+    cdef int clear(self) except -1
+    cdef void _swap(self) noexcept
+    cdef Py_ssize_t _write(self, const char *data, size_t nbytes) noexcept

@@ -1,0 +1,77 @@
+"""The shortest way from a caller to a running sidecar and back."""
+
+cimport cython
+from libc.stdint cimport int64_t
+
+from zeno_fast._call cimport RequestTemplate
+from zeno_fast._channel cimport Channel
+from zeno_fast._envelope cimport InputCheck, dump_parameters
+from zeno_fast._pipe cimport monotonic_ns
+
+from zeno_fast._call import NotSent
+
+
+@cython.final
+cdef class Route:
+    """Where the calls of one plugin go at this moment.
+
+    Attributes:
+        channel: To the running process; None where the driver has to be asked first.
+    """
+
+    cdef public Channel channel
+
+
+cdef class DirectSlot:
+    """One slot of a sidecar plugin; calls over the route's channel, else through `call_slowly`.
+
+    Args:
+        definition: The slot.
+        route: Shared by the plugin's slots; the driver changes it.
+        timeout: Seconds that a call may take where the caller does not say.
+    """
+
+    cdef readonly object definition
+    cdef readonly RequestTemplate template
+    cdef Route _route
+    cdef InputCheck _check
+    cdef int64_t _timeout_ns
+    cdef str _plugin
+
+    def __init__(self, definition, Route route, double timeout):
+        self.definition = definition
+        self.template = RequestTemplate(definition.name)
+        self._route = route
+        self._check = InputCheck(definition)
+        self._timeout_ns = _nanoseconds(timeout)
+        self._plugin = definition.plugin
+
+    cpdef bytes encode(self, object parameters):
+        """Check parameters against the slot's inputs and return them as JSON."""
+        return dump_parameters(self._check.check(parameters), self._plugin, self.template.slot)
+
+    cpdef int64_t deadline_ns(self, object timeout) except -1:
+        """Return when a call that starts now expires, on the clock of time.monotonic_ns."""
+        return monotonic_ns() + (self._timeout_ns if timeout is None else _nanoseconds(timeout))
+
+    def call(self, parameters, timeout, scope):
+        """Call the slot and return its data; see `zeno_fast.driver.BoundSlot`."""
+        cdef bytes payload = self.encode(parameters)
+        cdef int64_t deadline_ns = self.deadline_ns(timeout)
+        cdef Channel channel = self._route.channel
+        if channel is not None:
+            try:
+                return channel.exchange(self.template, payload, deadline_ns, scope)
+            except NotSent:
+                pass  # its process has ended: the driver starts another
+        return self.call_slowly(payload, deadline_ns, scope)
+
+    def call_slowly(self, payload, deadline_ns, scope):
+        """Call with encoded parameters, starting a process where none runs."""
+        raise NotImplementedError
+
+
+cdef int64_t _nanoseconds(double seconds) except -1:
+    if not seconds >= 0:
+        raise ValueError(f"a timeout must be 0 or more seconds, not {seconds!r}")
+    return <int64_t> (seconds * 1e9) if seconds < 1e9 else <int64_t> 1_000_000_000_000_000_000

@@ -1,0 +1,13 @@
+from typing import final
+
+from zeno_fast._pipe import Pipe
+
+@final
+class Output:
+    @property
+    def writing(self) -> bool: ...
+    @property
+    def full(self) -> bool: ...
+    @property
+    def broken(self) -> bool: ...
+    def __init__(self, pipe: Pipe) -> None: ...

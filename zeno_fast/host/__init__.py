@@ -1,0 +1,1 @@
+"""What guests may ask of the host."""

@@ -1,0 +1,1 @@
+"""Plugins that run as a native process beside the host."""

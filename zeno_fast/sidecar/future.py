@@ -1,0 +1,69 @@
+"""The future of a submitted slot call, which reads its own answer while it is waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zeno_fast._call import Call
+    from zeno_fast._channel import Channel
+
+FOREVER_NS = -1
+
+
+class SlotFuture(Future[Any]):
+    """A `concurrent.futures.Future` of a slot's data.
+
+    Callbacks run in `executor`: whoever read the answer must not be kept by them.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        super().__init__()
+        self._executor = executor
+        self._channel: Channel | None = None
+        self._call: Call | None = None
+
+    def attach(self, channel: Channel, call: Call) -> None:
+        """Note where the answer will come from."""
+        self._channel = channel
+        self._call = call
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the data, or raise what the call would have raised; see Future.result."""
+        return super().result(self._read_along(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the call would have raised, or None; see Future.exception."""
+        return super().exception(self._read_along(timeout))
+
+    def cancel(self) -> bool:
+        """Give the call up; its answer will be dropped."""
+        cancelled = super().cancel()
+        if cancelled and self._channel is not None and self._call is not None:
+            self._channel.abandon(self._call)
+        return cancelled
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call `fn` with this future when it is done; see Future.add_done_callback."""
+        if self.done():
+            super().add_done_callback(fn)
+        else:
+            super().add_done_callback(lambda _: self._executor.submit(fn, self))
+
+    def _read_along(self, timeout: float | None) -> float | None:
+        """Read the channel until the answer is there or time is up; return the time left."""
+        channel, call = self._channel, self._call
+        if channel is None or call is None or self.done():
+            return timeout
+        now = time.monotonic()
+        until = FOREVER_NS if timeout is None else int((now + timeout) * 1e9)
+        # Only one thread reads along; a second one waits as on any future.
+        self._channel = None
+        try:
+            channel.join(call, until)
+        finally:
+            self._channel = channel
+        return None if timeout is None else max(0.0, now + timeout - time.monotonic())

@@ -1,0 +1,248 @@
+"""Who reads a channel while no thread waits on it: an event loop, or the manager's monitor."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from zeno_fast._call import Call
+from zeno_fast._channel import PUMP_ENDED, PUMP_STOOD_DOWN, PUMP_WANTS_WRITE, Channel
+from zeno_fast.sidecar.monitor import Monitor
+
+IDLE_AFTER = 0.05  # seconds without a call after which the monitor watches a channel's stdout
+COMPACT_ABOVE = 1024  # deadlines kept before those of finished calls are thrown out
+
+
+class LoopWatcher:
+    """Reads one channel for the calls of one event loop; lives in the loop's thread.
+
+    It watches duplicates of the channel's descriptors, which are its own to close, so that the
+    channel may close at any time and from any thread.
+    """
+
+    is_loop = True
+
+    def __init__(self, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
+        self._channel = channel
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._read_fd = os.dup(channel.read_fd)
+        self._write_fd = -1  # only while output waits, or the guest would not see its input end
+        self._armed = False
+        self._arming = False
+        self._settling = False
+        self._settled: deque[Call] = deque()
+        self._waiting = 0
+        channel.add_watcher(self)
+
+    def arm(self) -> None:
+        """Watch from now on; called in the loop's thread after a call was started."""
+        if not self._armed and self._read_fd >= 0:
+            self._armed = True
+            self._loop.add_reader(self._read_fd, self._ready)
+            if self._channel.lost:
+                self._ready()
+        self._watch_writing(self._channel.wants_write)
+
+    def arm_soon(self) -> None:
+        """Watch if any call of this loop is pending; called from any thread."""
+        if self._waiting and not self._armed and not self._arming:
+            self._arming = True
+            self._in_loop(self._arm_now)
+
+    def expect(self, count: int) -> None:
+        """Count a call that was started (1) or whose caller has gone (-1)."""
+        self._waiting += count
+
+    def deliver(self, call: Call) -> None:
+        """Settle the future of a finished call, in the loop's thread."""
+        if threading.get_ident() == self._thread:
+            call.settle()
+            return
+        self._settled.append(call)
+        if not self._settling:
+            self._settling = True
+            self._in_loop(self._settle)
+
+    def close(self) -> None:
+        """Stop watching and close the descriptors; called from any thread."""
+        self._channel.remove_watcher(self)
+        if threading.get_ident() == self._thread and not self._loop.is_closed():
+            self._close_now()
+        else:
+            self._in_loop(self._close_now)
+
+    def _in_loop(self, function: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function)
+        except RuntimeError:
+            # The loop is closed: nobody awaits its futures, and its selector has let go.
+            self._channel.remove_watcher(self)
+            self._close_descriptors()
+
+    def _arm_now(self) -> None:
+        self._arming = False
+        self.arm()
+        self._ready()
+
+    def _settle(self) -> None:
+        self._settling = False
+        while self._settled:
+            self._settled.popleft().settle()
+
+    def _ready(self) -> None:
+        flags = self._channel.pump()
+        if flags & (PUMP_ENDED | PUMP_STOOD_DOWN):
+            self._disarm()
+        else:
+            self._watch_writing(bool(flags & PUMP_WANTS_WRITE))
+
+    def _watch_writing(self, wanted: bool) -> None:
+        if wanted and self._write_fd < 0 <= self._channel.write_fd:
+            self._write_fd = os.dup(self._channel.write_fd)
+            self._loop.add_writer(self._write_fd, self._ready)
+        elif not wanted and self._write_fd >= 0:
+            self._loop.remove_writer(self._write_fd)
+            os.close(self._write_fd)
+            self._write_fd = -1
+
+    def _disarm(self) -> None:
+        if self._armed:
+            self._armed = False
+            self._loop.remove_reader(self._read_fd)
+        self._watch_writing(False)
+
+    def _close_now(self) -> None:
+        self._disarm()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        for fd in (self._read_fd, self._write_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._read_fd = self._write_fd = -1
+
+
+class MonitorWatcher:
+    """Reads one channel in the monitor's thread: for futures, for noise, and for deadlines.
+
+    While threads call, it stands down; once no call has come for a moment it watches again, so that
+    a guest that prints between calls never fills its pipe.
+    """
+
+    is_loop = False
+
+    def __init__(
+        self, channel: Channel, monitor: Monitor, resubmit: Callable[[Call], None]
+    ) -> None:
+        self._channel = channel
+        self._monitor = monitor
+        self._resubmit = resubmit
+        self._armed = False
+        self._arming = False
+        self._writing = False
+        self._closed = False
+        self._seen_calls = 0
+        self._deadlines: list[tuple[int, int, Call]] = []
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        channel.add_watcher(self)
+        self.arm_soon()
+
+    def track(self, call: Call) -> None:
+        """Expire a started call at its deadline."""
+        with self._lock:
+            if len(self._deadlines) > COMPACT_ABOVE and len(self._deadlines) > 4 * (
+                self._channel.in_flight + self._channel.queued
+            ):
+                self._deadlines = [entry for entry in self._deadlines if not entry[2].finished]
+                heapq.heapify(self._deadlines)
+            heapq.heappush(self._deadlines, (call.deadline, next(self._numbers), call))
+            first = self._deadlines[0][2] is call
+        if first:
+            self._monitor.run_soon(self._schedule)
+
+    def arm_soon(self) -> None:
+        """Watch from now on; called from any thread."""
+        if not self._armed and not self._arming:
+            self._arming = True
+            self._monitor.run_soon(self._arm_now)
+
+    def deliver(self, call: Call) -> None:
+        """Settle the future of a finished call; what never reached the guest is sent again."""
+        if call.unsent:
+            self._resubmit(call)
+        else:
+            call.settle()
+
+    def close(self) -> None:
+        """Stop watching; the channel's descriptors may be closed afterwards."""
+        self._channel.remove_watcher(self)
+        self._closed = True
+        self._monitor.run_and_wait(self._disarm)
+
+    def _arm_now(self) -> None:
+        self._arming = False
+        if self._armed or self._closed or self._channel.read_fd < 0:
+            return
+        self._armed = True
+        self._monitor.watch(self._channel.read_fd, self._ready)
+        self._ready()
+
+    def _ready(self) -> None:
+        if self._closed:
+            return
+        flags = self._channel.pump()
+        if flags & PUMP_ENDED:
+            self._disarm()
+        elif flags & PUMP_STOOD_DOWN:
+            self._disarm()
+            self._seen_calls = self._channel.calls
+            self._monitor.run_at(time.monotonic() + IDLE_AFTER, self._arm_if_idle)
+        elif flags & PUMP_WANTS_WRITE:
+            if not self._writing:
+                self._writing = True
+                self._monitor.watch(self._channel.write_fd, self._ready, write=True)
+        elif self._writing:
+            self._writing = False
+            self._monitor.unwatch(self._channel.write_fd)
+
+    def _arm_if_idle(self) -> None:
+        if self._closed or self._armed:
+            return
+        if self._channel.led_by_thread or self._channel.calls != self._seen_calls:
+            self._seen_calls = self._channel.calls
+            self._monitor.run_at(time.monotonic() + IDLE_AFTER, self._arm_if_idle)
+        else:
+            self._arm_now()
+
+    def _disarm(self) -> None:
+        if self._armed:
+            self._armed = False
+            self._monitor.unwatch(self._channel.read_fd)
+        if self._writing:
+            self._writing = False
+            self._monitor.unwatch(self._channel.write_fd)
+
+    def _schedule(self) -> None:
+        with self._lock:
+            if self._deadlines and not self._closed:
+                self._monitor.run_at(self._deadlines[0][0] / 1e9, self._expire_due)
+
+    def _expire_due(self) -> None:
+        now = time.monotonic_ns()
+        due: list[Call] = []
+        with self._lock:
+            while self._deadlines and (
+                self._deadlines[0][0] <= now or self._deadlines[0][2].finished
+            ):
+                due.append(heapq.heappop(self._deadlines)[2])
+        for call in due:
+            self._channel.expire(call)
+        self._schedule()

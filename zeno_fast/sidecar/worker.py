@@ -1,0 +1,337 @@
+"""One running sidecar: its process, its channel, its logs, and who watches them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from zeno_fast._call import Call, RequestTemplate
+from zeno_fast._channel import Channel
+from zeno_fast._pipe import Pipe
+from zeno_fast.errors import PluginCrashed, PluginUnavailable
+from zeno_fast.host.functions import HostFunctions, HostRefusal
+from zeno_fast.log import GuestLog, plugin_logger
+from zeno_fast.sidecar.future import SlotFuture
+from zeno_fast.sidecar.monitor import Monitor
+from zeno_fast.sidecar.process import Process, describe_end
+from zeno_fast.sidecar.watchers import LoopWatcher, MonitorWatcher
+
+if TYPE_CHECKING:
+    from zeno_fast.driver import Scope
+    from zeno_fast.manifest import Manifest
+
+MAX_LINE = 256 * 1024 * 1024  # bytes of one message, either way
+MAX_HOST_CALLS = 64  # of one guest at the same time
+END_GRACE = 0.5  # seconds that a guest which closed its output may take to end
+LONG_REQUEST = 64 * 1024  # bytes above which guests that read with a line limit die silently
+
+
+class Worker:
+    """Owns one sidecar process and the channel to it; safe from any thread.
+
+    Args:
+        process: Just started; owned from now on.
+        resubmit: Takes a future's call that never reached the guest.
+        on_end: Is told once, with the cause, when the process ended by itself.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        process: Process,
+        host: HostFunctions,
+        monitor: Monitor,
+        executor: Executor,
+        resubmit: Callable[[Call], None],
+        on_end: Callable[[PluginCrashed], None],
+    ) -> None:
+        self._manifest = manifest
+        self._plugin = manifest.name
+        self._process = process
+        self._host = host
+        self._monitor = monitor
+        self._executor = executor
+        self._on_end = on_end
+        self._logger = plugin_logger(self._plugin)
+        self._stdout_log = GuestLog(self._plugin, "stdout")
+        self._stderr_log = GuestLog(self._plugin, "stderr")
+        self._stderr_lock = threading.Lock()
+        self._host_calls = 0
+        self._hung = False
+        self._insisting = False
+        self._gone = False
+        self._stopping = False
+        self._torn_down = threading.Event()
+        self._loops: dict[asyncio.AbstractEventLoop, LoopWatcher] = {}
+        self._lock = threading.Lock()
+        self._stop_began = 0.0
+        os.set_blocking(process.stderr_fd, False)
+        pipe = Pipe(process.stdout_fd, process.stdin_fd, process.exit_fd, MAX_LINE)
+        self.channel = Channel(
+            pipe, self, self._plugin, manifest.sidecar.max_queue, manifest.sidecar.strict
+        )
+        self._watcher = MonitorWatcher(self.channel, monitor, resubmit)
+        monitor.run_soon(self._watch_process)
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._process.started
+
+    @property
+    def stderr(self) -> str:
+        """The last lines of its stderr."""
+        return "\n".join(self._stderr_log.tail)
+
+    def crash(self) -> PluginCrashed:
+        """Say how the process ended between two calls; waits for its end."""
+        return self._crash(self._process.wait(END_GRACE), None)
+
+    # -- calls --------------------------------------------------------------------------------
+
+    def submit(
+        self, future: SlotFuture, template: RequestTemplate, payload: bytes, deadline_ns: int,
+        scope: Scope | None,
+    ) -> None:  # fmt: skip
+        """Start a call whose answer goes to `future`. Raises as Channel.start does."""
+        call = self.channel.start(template, payload, deadline_ns, scope, future, self._watcher)
+        future.attach(self.channel, call)
+        self._watcher.track(call)
+        self._watcher.arm_soon()
+
+    async def call_async(
+        self, template: RequestTemplate, payload: bytes, deadline_ns: int, scope: Scope | None
+    ) -> Any:
+        """Call from a running event loop. Raises as Channel.call does."""
+        loop = asyncio.get_running_loop()
+        watcher = self._loops.get(loop) or self._watch_loop(loop)
+        future: asyncio.Future[Any] = loop.create_future()
+        call = self.channel.start(template, payload, deadline_ns, scope, future, watcher)
+        watcher.expect(1)
+        watcher.arm()
+        left = (deadline_ns - time.monotonic_ns()) / 1e9
+        timer = loop.call_later(left, self.channel.expire, call)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.channel.abandon(call)
+            raise
+        finally:
+            watcher.expect(-1)
+            timer.cancel()
+
+    def _watch_loop(self, loop: asyncio.AbstractEventLoop) -> LoopWatcher:
+        with self._lock:
+            for old in [loop for loop in self._loops if loop.is_closed()]:
+                self._loops.pop(old).close()
+            watcher = self._loops[loop] = LoopWatcher(self.channel, loop)
+        return watcher
+
+    # -- what the channel reports, in the middle of reading -----------------------------------
+
+    def noise(self, text: bytes) -> None:
+        """Log what the guest printed to stdout beside its messages."""
+        self._stdout_log.line(text)
+
+    def stray(self, message: dict[str, Any]) -> None:
+        """Log an answer that belongs to no pending call."""
+        self._logger.debug("dropped an answer to no pending call, id %r", message.get("id"))
+
+    def host_call(self, message: dict[str, Any]) -> None:
+        """Answer a host call, off the reading path."""
+        if self._host_calls >= MAX_HOST_CALLS:
+            self._answer_host_call(
+                message, error=f"more than {MAX_HOST_CALLS} host calls at the same time"
+            )
+            return
+        call = self.channel.sole_call()
+        self._host_calls += 1
+        try:
+            self._executor.submit(self._run_host_call, message, call.scope if call else None)
+        except RuntimeError as error:  # the interpreter is shutting down
+            self._host_calls -= 1
+            self._answer_host_call(message, error=str(error))
+
+    def ended(self) -> None:
+        """Find out why the guest's output ended."""
+        self._monitor.run_soon(self._check_end)
+
+    def hung(self) -> None:
+        """End a process that let a call time out and could not be asked again safely."""
+        self._hung = True
+        self._process.signal_group(9)
+        self._monitor.run_soon(self._check_end)
+
+    def _run_host_call(self, message: dict[str, Any], scope: Scope | None) -> None:
+        try:
+            data = self._host.call(
+                self._manifest, str(message.get("function")), message.get("parameters"), scope
+            )
+            self._answer_host_call(message, data=data)
+        except HostRefusal as refusal:
+            self._answer_host_call(message, error=str(refusal))
+        finally:
+            self._host_calls -= 1
+
+    def _answer_host_call(
+        self, message: dict[str, Any], *, data: Any = None, error: str | None = None
+    ) -> None:
+        response = {"type": "host_response", "id": message.get("id"), "success": error is None}
+        if error is None:
+            response["data"] = data
+        else:
+            response["error"] = error
+        self.channel.send(orjson.dumps(response, None, orjson.OPT_APPEND_NEWLINE))
+
+    # -- the process's end, in the monitor's thread -------------------------------------------
+
+    def _watch_process(self) -> None:
+        if self._gone:
+            return
+        self._monitor.watch(self._process.stderr_fd, self._read_stderr)
+        if self._process.exit_fd >= 0:
+            self._monitor.watch(self._process.exit_fd, self._exited)
+
+    def _read_stderr(self) -> None:
+        with self._stderr_lock:
+            for _ in range(16):  # then the others' turn; a flood is still there next time
+                try:
+                    data = os.read(self._process.stderr_fd, 65536)
+                except BlockingIOError:
+                    return
+                if not data:
+                    self._stderr_log.finish()
+                    self._monitor.unwatch(self._process.stderr_fd)
+                    return
+                self._stderr_log.feed(data)
+
+    def _exited(self) -> None:
+        self._monitor.unwatch(self._process.exit_fd)
+        self._check_end()
+
+    def _check_end(self) -> None:
+        """Fail what is pending once the process is gone and its last words are read."""
+        if self._gone or self._stopping:
+            return
+        status = self._process.returncode
+        if status is None:
+            # Its output ended, it did not: it has a moment to follow.
+            if not self._insisting:
+                self._insisting = True
+                self._monitor.run_at(time.monotonic() + END_GRACE, self._insist_on_end)
+            self._monitor.run_at(time.monotonic() + 0.005, self._check_end)
+            return
+        if not self.channel.lost and self.channel.led_by_thread:
+            # That thread sees the end too, and reads what is left before it.
+            self._monitor.run_at(time.monotonic() + 0.002, self._check_end)
+            return
+        self.channel.pump()
+        if not self._claim_end():
+            return
+        self._read_stderr()
+        self._stderr_log.finish()
+        self._on_end(self._crash(status, None))  # first, so that whoever is woken finds it counted
+        self.channel.lose(lambda call: self._crash(status, call))
+        self._tear_down()
+
+    def _insist_on_end(self) -> None:
+        if not self._gone and not self._stopping and self._process.returncode is None:
+            self._logger.warning("closed its stdin or stdout without ending; it is killed")
+            self._process.signal_group(9)
+
+    def _crash(self, status: int | None, call: Call | None) -> PluginCrashed:
+        text = f"plugin {self._plugin!r} (pid {self.pid}) "
+        if self._hung:
+            text += "was killed because it gave no usable answer"
+        else:
+            text += describe_end(status)
+        if call is not None:
+            text += f" during slot {call.slot!r}"
+            if call.request_nbytes > LONG_REQUEST:
+                text += (
+                    f"; the request was {call.request_nbytes} bytes, and guests that read lines "
+                    "with a limit, often 64 KiB, end when one is longer"
+                )
+        stderr = self.stderr
+        text += f"; last on stderr: {stderr[-2000:]}" if stderr else "; nothing on stderr"
+        return PluginCrashed(
+            text,
+            exit_status=status if status is not None and status >= 0 else None,
+            signal=-status if status is not None and status < 0 else None,
+            stderr=stderr,
+            plugin=self._plugin,
+            slot=call.slot if call else None,
+        )
+
+    # -- stopping -----------------------------------------------------------------------------
+
+    def begin_stop(self) -> None:
+        """Take no more calls, fail those in flight, and let the guest see the end of its input."""
+        if self._gone or self._stopping:
+            return
+        self._stopping = True
+        self._stop_began = time.monotonic()
+        self.channel.lose(
+            lambda call: PluginUnavailable(
+                f"plugin {self._plugin!r} was closed during slot {call.slot!r}",
+                plugin=self._plugin,
+                slot=call.slot,
+            )
+        )
+        self._close_loops()
+        self.channel.close_write()
+        self._watcher.arm_soon()
+
+    def stop(self) -> None:
+        """End the process and wait until it is gone; idempotent."""
+        self.begin_stop()
+        grace = self._manifest.sidecar.stop_timeout - (time.monotonic() - self._stop_began)
+        self._process.stop(max(0.0, grace))
+        if self._claim_end():
+            self._monitor.run_and_wait(self._read_stderr)
+            self._tear_down()
+        else:
+            self._torn_down.wait(5.0)
+
+    def _claim_end(self) -> bool:
+        """Tell whether the caller is the one to tear this worker down."""
+        with self._lock:
+            claimed = not self._gone
+            self._gone = True
+        return claimed
+
+    def _tear_down(self) -> None:
+        """Close everything; the process has ended."""
+        self._watcher.close()
+        self._close_loops()
+        self._monitor.run_and_wait(self._unwatch)
+        # A thread may still be on its way out of the channel; it was woken.
+        for _ in range(1000):
+            if self.channel.close():
+                break
+            time.sleep(0.001)
+        self._process.close()
+        self._torn_down.set()
+
+    def _close_loops(self) -> None:
+        with self._lock:
+            loops = list(self._loops.values())
+            self._loops.clear()
+        for watcher in loops:
+            watcher.close()
+
+    def _unwatch(self) -> None:
+        self._monitor.unwatch(self._process.stderr_fd)
+        self._monitor.unwatch(self._process.exit_fd)
