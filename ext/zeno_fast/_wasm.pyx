@@ -1,0 +1,787 @@
+"""Calls into WASM guests through wasmtime's C API, without the GIL and without ctypes.
+
+The `wasmtime` package has loaded the library already; this module takes the addresses of the few
+functions that a call needs out of it, once, and compares the sizes of their arguments and structs
+with what it was written for. Where they differ, `MISMATCH` says so and `Guest` must not be used.
+
+From top to bottom: the library's functions, the clock that interrupts guests, host functions,
+`Guest` (one instance), `Slot` (what callers call).
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.stddef cimport size_t
+from libc.stdint cimport UINT32_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc
+from libc.string cimport memchr, memcpy
+
+from zeno_fast._envelope cimport InputCheck, decode, dump_parameters, take_data
+from zeno_fast.watch cimport (
+    ZW_NEVER, zw_add, zw_arm, zw_load, zw_now, zw_start, zw_store, zw_swap, zw_ticker, zw_wake,
+    zw_watch,
+)
+from zeno_fast.wasmtime_c cimport Extern, Func, GuestInstance, Library, Memory, Text, Value
+
+import atexit
+import ctypes
+import os
+import threading
+
+import orjson
+from wasmtime import _ffi
+
+from zeno_fast.errors import PluginCrashed, ProtocolError, UsageError
+from zeno_fast.wasm.library import addresses, find_mismatch
+
+cdef extern from "zeno_json.h":
+    size_t zj_value_end(const char *p, size_t n) nogil
+
+cdef enum:
+    TRAP_OUT_OF_FUEL = 11
+
+cdef Library lib
+
+STRUCT_SIZES = {
+    "wasmtime_func_t": sizeof(Func),
+    "wasmtime_memory_t": sizeof(Memory),
+    "wasmtime_val_raw_t": sizeof(Value),
+    "wasmtime_instance_t": sizeof(GuestInstance),
+    "wasmtime_extern_t": sizeof(Extern),
+    "wasm_byte_vec_t": sizeof(Text),
+}
+MISMATCH = find_mismatch(_ffi, STRUCT_SIZES)
+
+
+cdef int _load() except -1:
+    """Fill in `lib`, member after member."""
+    cdef void **member = <void **> &lib
+    cdef uintptr_t address
+    for address in addresses(_ffi):
+        member[0] = <void *> address
+        member += 1
+    return 0
+
+if not MISMATCH:
+    _load()
+
+
+cdef void *_pointer(managed) except NULL:
+    """Return the address that an object of the package stands for."""
+    cdef uintptr_t address = ctypes.cast(managed.ptr(), ctypes.c_void_p).value
+    return <void *> address
+
+
+cdef str _take_text(Text *text):
+    """Decode and free a text of the library's."""
+    try:
+        return text.data[:text.size].decode("utf-8", "replace").rstrip("\0 \n")
+    finally:
+        lib.text_delete(text)
+
+# A guest is interrupted by raising its engine's epoch; every store in there then asks `_on_epoch`
+# whether its own call is due. Nothing ticks while guests answer in time.
+
+cdef enum:
+    POLL_NS = 100_000_000  # how often a guest in the main thread lets Python look for signals
+
+cdef zw_ticker ticker
+cdef zw_watch *free_watches = NULL
+cdef bint ticking = False
+cdef long main_thread = threading.main_thread().ident
+ticker.next = ZW_NEVER
+ticker.interrupt = lib.increment_epoch
+
+
+cdef int _start_ticker() except -1:
+    global ticking
+    if zw_start(&ticker) != 0:
+        raise RuntimeError("the thread that interrupts WASM guests cannot be started")
+    ticking = True
+    return 0
+
+
+def _stop_ticker():
+    """Let the ticker's thread end; a later call starts it anew."""
+    global ticking
+    if ticking:
+        ticking = False
+        zw_swap(&ticker.stopping, 1)
+        zw_wake(&ticker)
+
+
+def _forget_ticker():
+    """Note, in the child of a fork, that the ticker's thread has stayed behind."""
+    global ticking, main_thread
+    ticking = False
+    main_thread = PyThread_get_thread_ident()
+
+
+atexit.register(_stop_ticker)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_ticker)
+
+
+cdef zw_watch *_new_watch() except NULL:
+    global free_watches
+    cdef zw_watch *watch = free_watches
+    if watch is not NULL:
+        free_watches = watch.next_free
+        return watch
+    watch = <zw_watch *> calloc(1, sizeof(zw_watch))
+    if watch is NULL:
+        raise MemoryError
+    zw_add(&ticker, watch)
+    return watch
+
+
+def keep_engine(engine):
+    """Return the address of an engine for `Guest`; it is kept alive, for the ticker, for good."""
+    return <uintptr_t> lib.engine_clone(_pointer(engine))
+
+
+cdef void *_on_epoch(void *context, void *data, uint64_t *delta, uint8_t *kind) noexcept nogil:
+    """Decide whether a guest may go on; called by the library in the guest's thread."""
+    cdef zw_watch *watch = <zw_watch *> data
+    cdef int64_t now = zw_now()
+    cdef int64_t deadline = zw_load(&watch.deadline)
+    if now >= deadline:
+        zw_swap(&watch.expired, 1)
+        return lib.error_new(b"the deadline has passed")
+    delta[0] = 1
+    kind[0] = 0  # go on
+    if watch.in_main_thread:
+        if _signal_raised(watch.owner):
+            return lib.error_new(b"a signal handler raised an exception")
+        deadline = min(deadline, now + POLL_NS)
+    zw_arm(&ticker, watch, deadline)
+    return NULL
+
+
+cdef bint _signal_raised(void *guest) noexcept with gil:
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<Guest> guest)._raised = error
+        return True
+    return False
+
+
+def now_ns():
+    """Return the time by the clock that deadlines are measured with."""
+    return zw_now()
+
+
+def deadline_ns(double seconds):
+    """Return the time `seconds` from now, by the clock of `now_ns`."""
+    return _deadline(zw_now(), seconds)
+
+
+cdef inline int64_t _deadline(int64_t now, double seconds) noexcept:
+    if seconds > 1e9:
+        return ZW_NEVER - 1
+    if not seconds > 0:
+        return now
+    return now + <int64_t> (seconds * 1e9)
+
+
+cdef enum:
+    HOST_LOG = 0  # the first of HostCalls.names
+
+
+def define_host_functions(linker, functions):
+    """Define what the host answers in a linker: HostCalls.names, then HostCalls.wasi.
+
+    Args:
+        functions: Module, name and `wasmtime.FuncType` of each.
+    """
+    cdef bytes module, name
+    cdef void *error
+    for index, (module, name, kind) in enumerate(functions):
+        error = lib.linker_define(
+            _pointer(linker), module, len(module), name, len(name), _pointer(kind), _host_function,
+            <void *> <uintptr_t> index, NULL)
+        if error is not NULL:
+            lib.error_delete(error)
+            raise UsageError(f"{name.decode()} is defined already")
+
+
+cdef void *_host_function(
+    void *data, void *caller, Value *values, size_t nvalues
+) noexcept nogil:
+    """Answer a host function; a trap that is returned ends the guest's call."""
+    return _answer(<uintptr_t> data, lib.caller_context(caller), caller, values)
+
+
+cdef void *_answer(size_t index, void *context, void *caller, Value *values) noexcept with gil:
+    cdef Guest guest = <Guest> lib.get_data(context)
+    cdef bytes refusal
+    try:
+        return guest._serve(index, context, caller, values)
+    except ProtocolError as error:
+        refusal = str(error).encode()
+    except BaseException as error:
+        guest._raised = error
+        refusal = b"a host function was interrupted"
+    return lib.trap_new(refusal, len(refusal))
+
+
+cdef enum:
+    SMALL = 2048  # answers below it are copied, and the request freed, before the GIL is back
+
+cdef enum Outcome:
+    ANSWERED
+    TRAPPED
+    ANSWER_NULL
+    ANSWER_OUTSIDE
+    # The slot was not reached:
+    ALLOC_TRAPPED
+    ALLOC_NULL
+    ALLOC_OUTSIDE
+    REQUEST_TOO_LARGE
+
+
+cdef object _loads_prefix(const char *text, size_t nbytes):
+    """Decode the JSON value that `text` begins with, whatever follows it."""
+    cdef size_t end
+    try:
+        return decode(text, nbytes)
+    except orjson.JSONDecodeError:
+        with nogil:
+            end = zj_value_end(text, nbytes)
+        if end == 0 or end == nbytes:
+            raise
+        return decode(text, end)
+
+
+def loads_prefix(bytes text):
+    """Decode the JSON value that `text` begins with. Raises orjson.JSONDecodeError."""
+    return _loads_prefix(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+
+
+cdef object _read(const char *text, size_t nbytes, object failures, Slot slot):
+    """Return the data of an answer. Raises SlotError or ProtocolError."""
+    try:
+        message = _loads_prefix(text, nbytes)
+    except orjson.JSONDecodeError as error:
+        start = PyBytes_FromStringAndSize(text, min(nbytes, <size_t> 80))
+        raise failures.not_json(slot.name, start, error) from error
+    if type(message) is not dict:
+        raise failures.not_an_object(slot.name, message)
+    return take_data(<dict> message, slot.plugin, slot.name)
+
+
+def read_answer(bytes text, failures, Slot slot):
+    """Return the data of a copied answer. Raises SlotError or ProtocolError."""
+    return _read(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), failures, slot)
+
+
+@cython.final
+cdef class Guest:
+    """One instance of a plugin's module, with a memory of its own.
+
+    One call at a time; the pool sees to that. When `broken` is set nothing may be called any more.
+
+    Args:
+        program: The compiled module and its limits.
+        pre: The module, linked.
+        engine_address: What `keep_engine` returned for the program's engine.
+        host_calls: Answers what the guest asks of the host.
+        streams: Two GuestLog, for what the guest writes to stdout and to stderr.
+    """
+
+    cdef object _program, _pre, _failures, _host_calls, _scope, _store, __weakref__
+    cdef BaseException _raised  # by Python code that ran inside the call
+    cdef void *_context
+    cdef zw_watch *_watch
+    cdef GuestInstance _instance
+    cdef Func _alloc, _execute, _free
+    cdef Memory _memory
+    cdef bint _linked, _frees
+    cdef uint64_t _fuel, _bound
+    cdef void *_trap
+    cdef void *_error
+    cdef const char *_answer
+    cdef size_t _nanswer
+    cdef uint32_t _request
+    cdef char _small[SMALL]
+    cdef readonly tuple streams
+    cdef readonly bint broken  # it trapped, overran or was interrupted
+    cdef readonly bint worn  # its memory has grown past its bound
+    cdef readonly bint unreached  # the slot was not reached; a fresh guest may serve the call
+    cdef readonly bint interrupted
+    cdef readonly long owner  # the thread that runs it, 0 for none
+    cdef readonly uint64_t served
+
+    def __init__(self, program, pre, uintptr_t engine_address, host_calls, tuple streams):
+        if MISMATCH:
+            raise UsageError(MISMATCH)
+        self._program = program
+        self._pre = pre
+        self._failures = program.failures
+        self._host_calls = host_calls
+        self.streams = streams
+        self._fuel = program.fuel or 0
+        self._watch = _new_watch()
+        self._watch.engine = <void *> engine_address
+        self._watch.owner = <void *> self
+        self._store = program.new_store()
+        self._context = lib.store_context(_pointer(self._store))
+        lib.set_data(self._context, <void *> self)
+        lib.epoch_callback(_pointer(self._store), _on_epoch, self._watch, NULL)
+
+    def __dealloc__(self):
+        global free_watches
+        if self._watch is not NULL:
+            zw_store(&self._watch.due, ZW_NEVER)
+            self._watch.next_free = free_watches
+            free_watches = self._watch
+
+    def instantiate(self, int64_t deadline):
+        """Make the instance; this runs the module's start section. Raises what `run` raises."""
+        cdef void *pre = _pointer(self._pre)
+        self._begin(deadline, zw_now())
+        try:
+            with nogil:
+                self._error = lib.instantiate(pre, self._context, &self._instance, &self._trap)
+            self._check("its start")
+        finally:
+            self._end()
+        self._alloc = self._export(b"alloc").of.func
+        self._execute = self._export(b"plugin_execute").of.func
+        self._memory = self._export(b"memory").of.memory
+        if self._program.frees:
+            self._free = self._export(b"free").of.func
+            self._frees = True
+        self._linked = True
+
+    def run(self, str name, int64_t deadline, bint may_exit=False):
+        """Run an exported function without parameters; return its result as an unsigned integer.
+
+        Args:
+            may_exit: Whether `proc_exit(0)` is an ordinary end.
+
+        Raises SlotTimeout, PluginCrashed, or what a signal handler or a host function raised.
+        """
+        cdef Func function = self._export(name.encode()).of.func
+        cdef Value values[1]
+        cdef int status = 0
+        values[0].i64 = 0
+        self._begin(deadline, zw_now())
+        try:
+            with nogil:
+                self._error = lib.func_call_unchecked(
+                    self._context, &function, values, 1, &self._trap)
+            if may_exit and self._error is not NULL and self._raised is None:
+                if lib.error_exit_status(self._error, &status) and status == 0:
+                    return 0
+            self._check(name)
+        finally:
+            self._end()
+        return <uint32_t> values[0].i32
+
+    def settle(self):
+        """Note how much memory the guest takes before its first call; much more makes it worn."""
+        cdef uint64_t nbytes = self.memory_size
+        self._bound = nbytes + max(0, self._program.memory - nbytes) // 2
+
+    def text_at(self, uint32_t address):
+        """Return the bytes from `address` to the next NUL or the end of memory.
+
+        Raises ProtocolError.
+        """
+        self._need_memory()
+        cdef int outcome = self._find_answer(address)
+        if outcome != ANSWERED:
+            raise self._misplaced(outcome, "a life-cycle function")
+        return PyBytes_FromStringAndSize(self._answer, self._nanswer)
+
+    @property
+    def deadline(self):
+        """Of the running call."""
+        return zw_load(&self._watch.deadline) if self._watch is not NULL else 0
+
+    @property
+    def memory_size(self):
+        """Bytes of linear memory."""
+        return lib.memory_data_size(self._context, &self._memory) if self._linked else 0
+
+    def interrupt(self):
+        """End the running call, if there is one, and let no other begin; from any thread."""
+        self.interrupted = True
+        if self.owner:
+            zw_swap(&self._watch.deadline, 0)
+            zw_arm(&ticker, self._watch, 0)
+
+    def close(self):
+        """Free the instance; not while a call runs. May be repeated."""
+        self.broken = True
+        if self._store is not None:
+            self._context = NULL
+            self._linked = False
+            self._store.close()
+            self._store = None
+
+    cdef int _need_memory(self) except -1:
+        if self._context is NULL or self._memory.store_id == 0:
+            raise UsageError("a guest's memory was used when there was none")
+        return 0
+
+    cdef Extern _export(self, bytes name) except *:
+        cdef Extern found
+        if self._context is NULL or not lib.export_get(
+                self._context, &self._instance, PyBytes_AS_STRING(name), len(name), &found):
+            raise UsageError(f"there is no export {name.decode()!r}")
+        return found
+
+    cdef int _begin(self, int64_t deadline, int64_t now) except -1:
+        """Let the next call run until `deadline`."""
+        if self.broken or self.interrupted:
+            raise self._failures.closed()
+        if not ticking:
+            _start_ticker()
+        self.owner = PyThread_get_thread_ident()
+        self._watch.in_main_thread = self.owner == main_thread
+        zw_store(&self._watch.expired, 0)
+        zw_store(&self._watch.deadline, deadline)
+        if self._fuel:
+            lib.set_fuel(self._context, self._fuel)
+        # In this order: the epoch cannot be raised for this call before it is compared with.
+        lib.set_epoch_deadline(self._context, 1)
+        if self._watch.in_main_thread:
+            deadline = min(deadline, now + POLL_NS)
+        zw_arm(&ticker, self._watch, deadline)
+        return 0
+
+    cdef void _end(self) noexcept:
+        zw_store(&self._watch.due, ZW_NEVER)
+        self.owner = 0
+        self._scope = None
+        if self._trap is not NULL:
+            lib.trap_delete(self._trap)
+        if self._error is not NULL:
+            lib.error_delete(self._error)
+        self._trap = self._error = NULL
+
+    cdef object execute(
+        self, Slot slot, bytes text, int64_t now, int64_t deadline, double seconds, object scope
+    ):
+        """Call the slot with encoded parameters and return its data."""
+        cdef const char *parameters = PyBytes_AS_STRING(text)
+        cdef size_t nparameters = PyBytes_GET_SIZE(text)
+        cdef int outcome
+        self.unreached = False
+        self._begin(deadline, now)
+        try:
+            self._scope = scope
+            with nogil:
+                outcome = self._exchange(slot, parameters, nparameters)
+            if outcome != ANSWERED or self._raised is not None:
+                raise self._outcome(outcome, slot.name, seconds, nparameters)
+            self.served += 1
+            try:
+                return _read(self._answer, self._nanswer, self._failures, slot)
+            finally:
+                if self._request:
+                    with nogil:
+                        self._free_request()
+        finally:
+            self._end()
+
+    cdef int _exchange(self, Slot slot, const char *text, size_t ntext) noexcept nogil:
+        """Copy the request in, run the slot, find its answer.
+
+        A small answer is copied out and the request freed at once; a large one stays in place,
+        and `_request` says what is still to be freed.
+        """
+        cdef Value values[4]
+        cdef uint64_t total = slot._nhead + ntext + slot._ntail
+        cdef uint32_t request
+        cdef char *base
+        cdef int outcome
+        self._request = 0
+        if total > UINT32_MAX:
+            return REQUEST_TOO_LARGE
+        values[0].i64 = 0
+        values[0].i32 = <int32_t> <uint32_t> total
+        self._error = lib.func_call_unchecked(
+            self._context, &self._alloc, values, 1, &self._trap)
+        if self._error is not NULL or self._trap is not NULL:
+            return ALLOC_TRAPPED
+        request = <uint32_t> values[0].i32
+        if request == 0:
+            return ALLOC_NULL
+        if request + total > lib.memory_data_size(self._context, &self._memory):
+            return ALLOC_OUTSIDE
+        base = lib.memory_data(self._context, &self._memory) + request
+        memcpy(base, slot._head, slot._nhead)
+        memcpy(base + slot._nhead, text, ntext)
+        memcpy(base + slot._nhead + ntext, slot._tail, slot._ntail)
+        values[0].i32 = <int32_t> <uint32_t> (request + slot._nhead + ntext + 2)
+        values[1].i32 = <int32_t> <uint32_t> slot._nname
+        values[2].i32 = <int32_t> request
+        values[3].i32 = <int32_t> <uint32_t> (slot._nhead + ntext + 1)
+        self._error = lib.func_call_unchecked(
+            self._context, &self._execute, values, 4, &self._trap)
+        if self._error is not NULL or self._trap is not NULL:
+            return TRAPPED
+        if self._frees:
+            self._request = request
+        outcome = self._find_answer(<uint32_t> values[0].i32)
+        if self._request and (outcome != ANSWERED or self._nanswer <= SMALL):
+            if outcome == ANSWERED:
+                memcpy(self._small, self._answer, self._nanswer)
+                self._answer = self._small
+            self._free_request()
+        return outcome
+
+    cdef int _find_answer(self, uint32_t address) noexcept nogil:
+        cdef size_t size = lib.memory_data_size(self._context, &self._memory)
+        cdef const char *start
+        cdef const char *end
+        if self._bound and size > self._bound:
+            self.worn = True
+        if address == 0:
+            return ANSWER_NULL
+        if address >= size:
+            return ANSWER_OUTSIDE
+        start = lib.memory_data(self._context, &self._memory) + address
+        end = <const char *> memchr(start, 0, size - address)
+        self._answer = start
+        self._nanswer = end - start if end is not NULL else size - address
+        return ANSWERED
+
+    cdef void _free_request(self) noexcept nogil:
+        """Give the request's memory back; a trap in there ends the guest but not the call."""
+        cdef Value values[1]
+        values[0].i64 = 0
+        values[0].i32 = <int32_t> self._request
+        self._request = 0
+        self._error = lib.func_call_unchecked(self._context, &self._free, values, 1, &self._trap)
+        if self._error is not NULL or self._trap is not NULL:
+            self.broken = True
+
+    cdef int _check(self, str what) except -1:
+        if self._error is not NULL or self._trap is not NULL or self._raised is not None:
+            raise self._failure(what, None, 0.0)
+        return 0
+
+    cdef object _outcome(self, int outcome, str slot, double seconds, size_t nbytes):
+        """Return the exception for a call that gave no answer."""
+        if outcome == ANSWERED or outcome == TRAPPED or outcome == ALLOC_TRAPPED:
+            self.unreached = outcome == ALLOC_TRAPPED and self.served > 0
+            return self._failure(f"slot {slot!r}", slot, seconds)
+        if outcome == ANSWER_NULL or outcome == ANSWER_OUTSIDE:
+            return self._misplaced(outcome, f"slot {slot!r}", slot)
+        self.broken = outcome != REQUEST_TOO_LARGE
+        self.unreached = outcome == ALLOC_NULL and self.served > 0
+        return self._failures.no_room(slot, nbytes, self.memory_size, outcome == ALLOC_OUTSIDE)
+
+    cdef object _misplaced(self, int outcome, str what, str slot=None):
+        if outcome == ANSWER_NULL:
+            return self._failures.null_answer(what, slot)
+        self.broken = True
+        return self._failures.outside_answer(what, slot, self.memory_size)
+
+    cdef object _failure(self, str what, str slot, double seconds):
+        """Return the exception for the trap, error or Python exception that ended a call."""
+        cdef Text text
+        cdef uint8_t code = 0
+        cdef int status = 0
+        cdef bint exited = False
+        self.broken = True
+        if self._raised is not None:
+            raised, self._raised = self._raised, None
+            return raised
+        if zw_load(&self._watch.expired):
+            if self.interrupted:
+                return self._failures.closed(slot)
+            return self._failures.timed_out(what, slot, seconds)
+        if self._trap is not NULL:
+            if not lib.trap_code(self._trap, &code):
+                code = 0xFF
+            lib.trap_message(self._trap, &text)
+        else:
+            code = 0xFF
+            exited = lib.error_exit_status(self._error, &status)
+            lib.error_message(self._error, &text)
+        return self._failures.crashed(
+            what, slot, _take_text(&text), self.streams[1], status if exited else None,
+            code == TRAP_OUT_OF_FUEL)
+
+    cdef void *_serve(
+        self, size_t index, void *context, void *caller, Value *values
+    ) except? NULL:
+        """Answer a host function; return the trap that `alloc` ended with, if it did."""
+        cdef str function
+        cdef Extern found
+        if not self._linked:  # the module's start section runs: ask for the caller's exports
+            if not lib.caller_export_get(caller, b"memory", 6, &found):
+                raise ProtocolError("a host function was called without a memory")
+            self._memory = found.of.memory
+            if not lib.caller_export_get(caller, b"alloc", 5, &found):
+                raise ProtocolError("a host function was called without an alloc")
+            self._alloc = found.of.func
+        names = self._host_calls.names
+        if index >= <size_t> len(names):
+            values[0].i32 = self._host_calls.wasi[index - len(names)](
+                self, <uint32_t> values[0].i32, <uint32_t> values[1].i32,
+                <uint32_t> values[2].i32, <uint32_t> values[3].i32)
+            return NULL
+        function = names[index]
+        first = self._argument(function, values)
+        if index == HOST_LOG:
+            self._host_calls.log(first, self._argument(function, values + 2))
+            return NULL
+        answer = self._host_calls.answer(function, first, self._scope)
+        if type(answer) is bool:
+            values[0].i32 = answer
+            return NULL
+        return self._hand_over(function, context, answer, values)
+
+    def read(self, uint64_t address, uint64_t nbytes):
+        """Return bytes of memory; for host functions. Raises ProtocolError."""
+        self._need_memory()
+        if address + nbytes > lib.memory_data_size(self._context, &self._memory):
+            raise ProtocolError(f"{nbytes} bytes at {address:#x} are outside of the guest's memory")
+        return PyBytes_FromStringAndSize(
+            lib.memory_data(self._context, &self._memory) + address, nbytes)
+
+    def write(self, uint64_t address, bytes data):
+        """Change bytes of memory; for host functions. Raises ProtocolError."""
+        self._need_memory()
+        cdef size_t nbytes = PyBytes_GET_SIZE(data)
+        if address + nbytes > lib.memory_data_size(self._context, &self._memory):
+            raise ProtocolError(f"{nbytes} bytes at {address:#x} are outside of the guest's memory")
+        memcpy(
+            lib.memory_data(self._context, &self._memory) + address, PyBytes_AS_STRING(data),
+            nbytes)
+
+    cdef bytes _argument(self, str function, Value *values):
+        """Return the bytes that a pair of pointer and length stands for. Raises ProtocolError."""
+        try:
+            return self.read(<uint32_t> values[0].i32, <uint32_t> values[1].i32)
+        except ProtocolError as error:
+            raise ProtocolError(f"{function} was called with nonsense: {error}") from None
+
+    cdef void *_hand_over(
+        self, str function, void *context, bytes answer, Value *values
+    ) except? NULL:
+        """Write an answer into memory taken from the guest, and its address into `values`."""
+        cdef size_t nbytes = len(answer) + 1
+        cdef void *trap = NULL
+        cdef void *error
+        cdef uint64_t address
+        values[0].i64 = 0
+        values[0].i32 = <int32_t> <uint32_t> nbytes
+        with nogil:
+            error = lib.func_call_unchecked(context, &self._alloc, values, 1, &trap)
+        if trap is not NULL:
+            return trap
+        if error is not NULL:
+            lib.error_delete(error)
+            raise ProtocolError(f"alloc ended the guest while {function} was answered")
+        address = <uint32_t> values[0].i32
+        if address != 0:  # which the guest would take for a refusal
+            self.write(address, answer + b"\0")
+        return NULL
+
+
+cdef class Slot:
+    """One slot of one WASM plugin, ready to be called; safe from any thread.
+
+    Args:
+        definition: The slot's `SlotDefinition`.
+        pool: Lends guests; has the lists `idle` and `attention`. While `attention` is empty, a
+            guest that is fit goes straight back to `idle`, without asking the pool.
+        timeout: The limit of a call that names none, in seconds.
+        direct: Whether the guests are `Guest`, or else speak to the package's public API.
+    """
+
+    cdef InputCheck _check
+    cdef list _idle, _attention
+    cdef object _pool
+    cdef double _timeout
+    cdef bint _direct
+    cdef const char *_head
+    cdef const char *_tail
+    cdef size_t _nhead, _ntail, _nname
+    cdef readonly object definition
+    cdef readonly str name, plugin
+    cdef readonly bytes head, tail  # what stands around the parameters in a request's memory
+
+    def __init__(self, definition, pool, double timeout, bint direct):
+        cdef bytes name = definition.name.encode()
+        self.definition = definition
+        self.name = definition.name
+        self.plugin = definition.plugin
+        self.head = b'{"slot_name":' + orjson.dumps(self.name) + b',"parameters":'
+        self.tail = b"}\0" + name + b"\0"
+        self._head = PyBytes_AS_STRING(self.head)
+        self._nhead = len(self.head)
+        self._tail = PyBytes_AS_STRING(self.tail)
+        self._ntail = len(self.tail)
+        self._nname = len(name)
+        self._check = InputCheck(definition)
+        self._pool = pool
+        self._idle = pool.idle
+        self._attention = pool.attention
+        self._timeout = timeout
+        self._direct = direct
+
+    def call(self, parameters, timeout, scope):
+        """Call the slot and return its data; see `zeno_fast.driver.BoundSlot`."""
+        cdef double seconds = self._timeout if timeout is None else timeout
+        cdef int64_t now = zw_now()
+        return self._call(self._encode(parameters), now, _deadline(now, seconds), seconds, scope)
+
+    def encode(self, parameters):
+        """Check parameters and encode them for `call_encoded`. Raises InvalidParameters."""
+        return self._encode(parameters)
+
+    def call_encoded(self, bytes text, int64_t deadline, double seconds, scope):
+        """Call the slot with encoded parameters until a deadline that was `seconds` away."""
+        cdef int64_t now = zw_now()
+        if now >= deadline:
+            raise self._pool.expired(self.name, seconds)
+        return self._call(text, now, deadline, seconds, scope)
+
+    cdef bytes _encode(self, object parameters):
+        cdef dict checked
+        if self._check is None:
+            raise UsageError("a slot was used before it was made")
+        checked = self._check.check(parameters)
+        return dump_parameters(checked, self.plugin, self.name) if checked else b"{}"
+
+    cdef object _call(
+        self, bytes text, int64_t now, int64_t deadline, double seconds, object scope
+    ):
+        cdef object guest
+        while True:
+            if self._idle:
+                guest = self._idle.pop()
+            else:
+                guest = self._pool.acquire(self.name, deadline, seconds)
+            try:
+                if self._direct:
+                    return (<Guest> guest).execute(self, text, now, deadline, seconds, scope)
+                return guest.execute(self, text, deadline, seconds, scope)
+            except PluginCrashed:
+                # A guest that others have worn out may have had no room where a fresh one has.
+                if not guest.unreached:
+                    raise
+            finally:
+                self._give_back(guest)
+
+    cdef int _give_back(self, object guest) except -1:
+        cdef bint fit
+        if self._direct:
+            fit = not ((<Guest> guest).broken or (<Guest> guest).worn)
+        else:
+            fit = not (guest.broken or guest.worn)
+        if fit and not self._attention:
+            self._idle.append(guest)
+        else:
+            self._pool.release(guest)
+        return 0

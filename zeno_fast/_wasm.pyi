@@ -1,0 +1,79 @@
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, final
+
+import wasmtime
+from typing_extensions import disjoint_base
+
+from zeno_fast.log import GuestLog
+from zeno_fast.plugin import SlotDefinition
+from zeno_fast.wasm.failures import Failures
+from zeno_fast.wasm.hostcalls import HostCalls
+from zeno_fast.wasm.pool import InstancePool
+from zeno_fast.wasm.program import Program
+
+STRUCT_SIZES: Mapping[str, int]
+MISMATCH: str
+
+def now_ns() -> int: ...
+def deadline_ns(seconds: float) -> int: ...
+def loads_prefix(text: bytes) -> Any: ...
+def read_answer(text: bytes, failures: Failures, slot: Slot) -> Any: ...
+def keep_engine(engine: wasmtime.Engine) -> int: ...
+def define_host_functions(
+    linker: wasmtime.Linker, functions: Sequence[tuple[bytes, bytes, wasmtime.FuncType]]
+) -> None: ...
+
+@final
+class Guest:
+    broken: bool
+    worn: bool
+    unreached: bool
+    interrupted: bool
+    owner: int
+    served: int
+    def __init__(
+        self,
+        program: Program,
+        pre: wasmtime.InstancePre,
+        engine_address: int,
+        host_calls: HostCalls,
+        streams: tuple[GuestLog, GuestLog],
+    ) -> None: ...
+    streams: tuple[GuestLog, GuestLog]
+    @property
+    def deadline(self) -> int: ...
+    @property
+    def memory_size(self) -> int: ...
+    def read(self, address: int, nbytes: int) -> bytes: ...
+    def write(self, address: int, data: bytes) -> None: ...
+    def instantiate(self, deadline: int) -> None: ...
+    def run(self, name: str, deadline: int, may_exit: bool = False) -> int: ...
+    def settle(self) -> None: ...
+    def text_at(self, address: int) -> bytes: ...
+    def interrupt(self) -> None: ...
+    def close(self) -> None: ...
+
+@disjoint_base
+class Slot:
+    definition: SlotDefinition
+    name: str
+    plugin: str
+    head: bytes
+    tail: bytes
+    def __init__(
+        self, definition: SlotDefinition, pool: InstancePool, timeout: float, direct: bool
+    ) -> None: ...
+    def call(
+        self,
+        parameters: Mapping[str, Any] | None,
+        timeout: float | None,
+        scope: MutableMapping[str, Any] | None,
+    ) -> Any: ...
+    def encode(self, parameters: Mapping[str, Any] | None) -> bytes: ...
+    def call_encoded(
+        self,
+        text: bytes,
+        deadline: int,
+        seconds: float,
+        scope: MutableMapping[str, Any] | None,
+    ) -> Any: ...

@@ -1,0 +1,1 @@
+"""Plugins that run as WASM inside the host."""

@@ -1,0 +1,144 @@
+"""The driver of WASM plugins."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from zeno_fast import _wasm
+from zeno_fast.errors import PluginLoadError, PluginUnavailable, UsageError, ZenoError
+from zeno_fast.plugin import GuestDescription, SlotDefinition
+from zeno_fast.wasm.hostcalls import HostCalls
+from zeno_fast.wasm.pool import InstancePool
+from zeno_fast.wasm.program import compile_program
+from zeno_fast.wasm.slot import WasmSlot
+from zeno_fast.wasm.startup import GuestMaker
+
+if TYPE_CHECKING:
+    from zeno_fast.host.functions import HostFunctions
+    from zeno_fast.manifest import Manifest
+
+
+class WasmDriver:
+    """Makes the slots of one WASM plugin callable; safe from any thread.
+
+    Args:
+        manifest: Already validated.
+        code: The module: the very bytes whose checksum was checked.
+        host: What the guest may ask for.
+        default_timeout: Seconds that a call may take where neither it nor the manifest says.
+
+    Attributes:
+        timeout: Seconds that a call may take where it does not say.
+        public: Why guests are called through the `wasmtime` package's public API, or "".
+    """
+
+    def __init__(
+        self, manifest: Manifest, code: bytes, host: HostFunctions, default_timeout: float
+    ) -> None:
+        limit = manifest.wasm.timeout
+        self.timeout = default_timeout if limit is None else limit
+        self.public = ""
+        self._manifest = manifest
+        self._code = code
+        self._host = host
+        # Reentrant: the garbage collector may close a forgotten manager at any moment.
+        self._lock = threading.RLock()
+        self._pool: InstancePool | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    @property
+    def pool(self) -> InstancePool:
+        """The plugin's instances. Raises UsageError before `load`."""
+        if self._pool is None:
+            raise UsageError(f"plugin {self._manifest.name!r} is not loaded")
+        return self._pool
+
+    def load(self) -> GuestDescription:
+        """Compile the module, make its first instance and ask what it offers.
+
+        Raises PluginLoadError; nothing is left then.
+        """
+        manifest = self._manifest
+        program = compile_program(manifest, self._code)
+        self._code = b""
+        maker = GuestMaker(program, HostCalls(manifest, self._host))
+        self.public = maker.public
+        limit = manifest.wasm.instances or os.cpu_count() or 1
+        pool = InstancePool(maker, program.failures, limit, manifest.wasm.fresh)
+        with self._lock:
+            if self._closed:
+                raise self._unavailable()
+            self._pool = pool
+        try:
+            return pool.open(_wasm.deadline_ns(self.timeout))
+        except BaseException as error:
+            self.close()
+            if isinstance(error, ZenoError):
+                raise PluginLoadError(
+                    f"plugin {manifest.name!r} could not be started: {error}",
+                    plugin=manifest.name,
+                    folder=manifest.folder,
+                ) from error
+            raise
+
+    @property
+    def described(self) -> bool:
+        """Whether the guest has been asked what it offers: `load` does it."""
+        return self._pool is not None
+
+    def describe(self) -> None:
+        """Do nothing, as `load` has asked the guest already."""
+
+    def bind(self, definition: SlotDefinition) -> WasmSlot:
+        """Return the callable form of one slot; only after `load`."""
+        return WasmSlot(definition, self)
+
+    def executor(self) -> ThreadPoolExecutor:
+        """Return the threads in which submitted calls run, as many as there may be instances.
+
+        Raises PluginUnavailable after `close`.
+        """
+        with self._lock:
+            if self._closed:
+                raise self._unavailable()
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(
+                    self.pool.limit, thread_name_prefix=f"zeno-{self._manifest.name}"
+                )
+            return self._executor
+
+    def status(self) -> dict[str, Any]:
+        """Say how the guest does, in values that JSON can carry."""
+        state = "closed" if self._closed else "new" if self._pool is None else "ready"
+        status: dict[str, Any] = {"state": state, "call": "public" if self.public else "direct"}
+        if self.public:
+            status["call_reason"] = self.public
+        if self._pool is not None:
+            status.update(self._pool.status())
+        return status
+
+    def begin_close(self) -> None:
+        """Take no more calls and end those in flight; never blocks, `close` must follow."""
+        with self._lock:
+            self._closed = True
+        if self._pool is not None:
+            self._pool.begin_close()
+
+    def close(self) -> None:
+        """End all instances; calls in flight fail with PluginUnavailable. May be repeated."""
+        self.begin_close()
+        if self._pool is not None:
+            self._pool.close()
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            # Calls that were not begun fail in these threads, which may be the one that closes.
+            executor.shutdown(wait=False)
+
+    def _unavailable(self) -> PluginUnavailable:
+        name = self._manifest.name
+        return PluginUnavailable(f"plugin {name!r} was closed", plugin=name)

@@ -1,0 +1,106 @@
+"""How a WASM guest's host calls look: the bytes it passes, and the bytes it is answered with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import orjson
+
+from zeno_fast.host.functions import LOG_LEVELS, HostFunctions, HostRefusal
+from zeno_fast.log import plugin_logger
+from zeno_fast.manifest import Manifest
+from zeno_fast.wasm import wasi
+
+# Import -> number of i32 parameters, whether an i32 is returned. In the order of the numbers
+# under which guests call them.
+IMPORTS = {
+    "host_log": (4, False),
+    "host_db_query": (2, True),
+    "host_http_request": (2, True),
+    "host_scope_get": (2, True),
+    "host_scope_set": (2, True),
+    "host_file_read": (2, True),
+    "host_file_write": (2, True),
+    "host_env_get": (2, True),
+}
+# Those that are passed a bare string, and the parameter that it is.
+BARE = {"host_scope_get": "key", "host_file_read": "path", "host_env_get": "name"}
+# Those that are answered with 1 or 0.
+YES_OR_NO = frozenset({"host_scope_set", "host_file_write"})
+
+
+class HostCalls:
+    """Answers the host calls of one plugin; safe from any thread.
+
+    Args:
+        manifest: Of the plugin that asks.
+        host: What it may ask for.
+
+    Attributes:
+        names: The imports from `env`, by number.
+        wasi: The functions of WASI whose numbers follow.
+    """
+
+    names = tuple(IMPORTS)
+    wasi = tuple(wasi.FUNCTIONS.values())
+
+    def __init__(self, manifest: Manifest, host: HostFunctions) -> None:
+        self._manifest = manifest
+        self._host = host
+        self._logger = plugin_logger(manifest.name)
+
+    def log(self, level: bytes, message: bytes) -> None:
+        """Answer `host_log`."""
+        name = level.decode("utf-8", "replace").lower()
+        number = LOG_LEVELS.get(name, LOG_LEVELS["info"])
+        self._logger.log(number, "%s", message.decode("utf-8", "replace"))
+
+    def answer(
+        self, name: str, argument: bytes, scope: MutableMapping[str, Any] | None
+    ) -> bytes | bool:
+        """Answer any import but `host_log`.
+
+        Returns the text to hand over, without a terminator, or whether it was done.
+        """
+        try:
+            data = self._ask(name, argument, scope)
+        except HostRefusal as refusal:
+            self._logger.warning("%s was refused: %s", name, refusal)
+            if name in YES_OR_NO:
+                return False
+            return b"" if name == "host_env_get" else _failure(str(refusal))
+        if name in YES_OR_NO:
+            return True
+        if name == "host_env_get":
+            return _env_value(data)
+        try:
+            return orjson.dumps({"success": True, "data": data})
+        except TypeError as error:
+            self._logger.error("%s: its result is no JSON: %s", name, error)  # noqa: TRY400
+            return _failure(f"{name}: its result is no JSON")
+
+    def _ask(self, name: str, argument: bytes, scope: MutableMapping[str, Any] | None) -> Any:
+        parameters: Any
+        if name in BARE:
+            try:
+                parameters = {BARE[name]: argument.decode()}
+            except UnicodeDecodeError as error:
+                raise HostRefusal(f"{name}: the {BARE[name]} is not UTF-8") from error
+        else:
+            try:
+                parameters = orjson.loads(argument)
+            except orjson.JSONDecodeError as error:
+                raise HostRefusal(f"{name}: the parameters are not JSON: {error}") from error
+            if not isinstance(parameters, dict):
+                raise HostRefusal(f"{name}: the parameters are not an object")
+        return self._host.call(self._manifest, name.removeprefix("host_"), parameters, scope)
+
+
+def _failure(error: str) -> bytes:
+    return orjson.dumps({"success": False, "error": error})
+
+
+def _env_value(data: Any) -> bytes:
+    value = data.get("value") if isinstance(data, Mapping) else data
+    return b"" if value is None else str(value).encode("utf-8", "replace")

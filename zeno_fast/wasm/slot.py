@@ -1,0 +1,79 @@
+"""What callers get for one slot of a WASM plugin: the direct call, and what runs in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from zeno_fast import _wasm
+from zeno_fast.driver import Parameters, Scope
+from zeno_fast.errors import ZenoError
+from zeno_fast.plugin import SlotDefinition
+
+if TYPE_CHECKING:
+    from zeno_fast.wasm.driver import WasmDriver
+
+SHORT_NS = 100_000  # calls below it cost less than handing them to another thread
+WINDOW = 4  # calls that `map` keeps under way, for each instance
+
+
+class WasmSlot(_wasm.Slot):
+    """One slot of one WASM plugin; see `zeno_fast.driver.BoundSlot`."""
+
+    def __init__(self, definition: SlotDefinition, driver: WasmDriver) -> None:
+        super().__init__(definition, driver.pool, driver.timeout, not driver.public)
+        self._driver = driver
+
+    def submit(
+        self, parameters: Parameters | None, timeout: float | None, scope: Scope | None
+    ) -> Future[Any]:
+        """Start the call in a thread; the parameters are encoded before this returns."""
+        seconds = self._driver.timeout if timeout is None else timeout
+        deadline = _wasm.deadline_ns(seconds)
+        try:
+            text = self.encode(parameters)
+            return self._driver.executor().submit(self.call_encoded, text, deadline, seconds, scope)
+        except ZenoError as error:
+            refused: Future[Any] = Future()
+            refused.set_exception(error)
+            return refused
+
+    def map(
+        self, many: Iterable[Parameters], timeout: float | None, scope: Scope | None
+    ) -> Iterator[Any]:
+        """Call once for each of `many` and yield the data in order.
+
+        Calls that turn out to be short are made one after the other in the caller's own thread;
+        as soon as two in a row are not, the rest runs in all instances at once.
+        """
+        source = iter(many)
+        long = 0  # in a row; the first call of all may only have been cold
+        for parameters in source:
+            begun = time.perf_counter_ns()
+            data = self.call(parameters, timeout, scope)
+            long = 0 if time.perf_counter_ns() - begun < SHORT_NS else long + 1
+            yield data
+            if long == 2:
+                break
+        window = WINDOW * self._driver.pool.limit
+        pending: deque[Future[Any]] = deque()
+        try:
+            for parameters in source:
+                pending.append(self.submit(parameters, timeout, scope))
+                if len(pending) >= window:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    async def call_async(
+        self, parameters: Parameters | None, timeout: float | None, scope: Scope | None
+    ) -> Any:
+        """Call the slot in a thread; a call that is cancelled before it began is never made."""
+        return await asyncio.wrap_future(self.submit(parameters, timeout, scope))
