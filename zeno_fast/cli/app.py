@@ -1,0 +1,46 @@
+"""The command `zeno-fast` and its commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from zeno_fast.cli.call import call
+from zeno_fast.cli.demo import demo
+from zeno_fast.cli.inspect import inspect
+from zeno_fast.cli.list import list_plugins
+from zeno_fast.cli.output import Failure, NothingFound, explain
+from zeno_fast.cli.validate import validate
+from zeno_fast.errors import InvalidParameters, SlotNotFound, ZenoError
+
+
+class App(click.Group):
+    """Turns what zeno_fast raises into one paragraph on stderr and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except (SlotNotFound, InvalidParameters) as error:
+            raise NothingFound(explain(error)) from error
+        except ZenoError as error:
+            raise Failure(explain(error)) from error
+        except BrokenPipeError:
+            raise  # whoever read our output has enough; click ends quietly
+        except OSError as error:
+            raise Failure(explain(error)) from error
+
+
+@click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="zeno_fast", message="%(prog)s %(version)s")
+def app() -> None:
+    """Run plugins: sandboxed WASM modules and native sidecars, called by the names of their slots.
+
+    Every command takes `--output json` for programs. Exit status: 0 done, 1 it failed, 2 the
+    command was wrong or what it names is not there.
+    """
+
+
+for command in (list_plugins, inspect, validate, call, demo):
+    app.add_command(command)

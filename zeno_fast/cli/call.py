@@ -1,0 +1,123 @@
+"""`zeno-fast call`: call one slot and print its answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+
+from zeno_fast.cli.folders import FOLDER, load_plugins
+from zeno_fast.cli.output import NothingFound, common_options, explain, print_json
+from zeno_fast.errors import SlotError, SlotNotFound, ZenoError
+from zeno_fast.manager import PluginManager
+
+
+@click.command()
+@click.argument("slot")
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--json", "text", metavar="OBJECT", help="All parameters as JSON; - reads stdin.")
+@click.option(
+    "--plugins",
+    "folder",
+    type=FOLDER,
+    default="plugins",
+    envvar="ZENO_FAST_PLUGINS",
+    show_default=True,
+    show_envvar=True,
+    metavar="DIR",
+    help="The folder that holds the plugins.",
+)
+@click.option("--plugin", metavar="NAME", help="Load only this one; needed if it lists no slots.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long the call may take.",
+)
+@common_options
+def call(
+    *,
+    slot: str,
+    pairs: tuple[str, ...],
+    text: str | None,
+    folder: Path,
+    plugin: str | None,
+    timeout: float | None,
+    output: str,
+) -> None:
+    """Call SLOT and print its answer as JSON.
+
+    A VALUE is JSON where it is valid JSON (5, true, [1, 2], "5"), else text.
+    """
+    parameters = read_parameters(pairs, text)
+    with PluginManager() as manager:
+        failures = load_plugins(manager, folder, plugin)
+        try:
+            if plugin is None:
+                data = manager.call(slot, parameters, timeout=timeout)
+            else:
+                response = manager.execute_slot(plugin, slot, parameters, timeout=timeout)
+                if not response.success:
+                    raise SlotError(
+                        response.error or "", data=response.data, plugin=plugin, slot=slot
+                    )
+                data = response.data
+        except SlotNotFound as error:
+            raise NothingFound(_not_found(manager, error, failures)) from error
+    print_json(data, pretty=output == "text")
+
+
+def read_parameters(pairs: tuple[str, ...], text: str | None) -> dict[str, Any]:
+    """Return the parameters that `key=value` words, or a JSON object, stand for.
+
+    Raises click.UsageError.
+    """
+    if text is None:
+        return _from_pairs(pairs)
+    if pairs:
+        raise click.UsageError("give KEY=VALUE or --json, not both")
+    if text == "-":
+        text = sys.stdin.read()
+    try:
+        data = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise click.UsageError(
+            f"--json: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    if not isinstance(data, dict):
+        raise click.UsageError('--json: expected an object, such as {"text": "hello"}')
+    return data
+
+
+def _from_pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"{pair!r} is not KEY=VALUE, such as text=hello")
+        if key in parameters:
+            raise click.UsageError(f"{key!r} is given twice")
+        try:
+            parameters[key] = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            parameters[key] = value
+    return parameters
+
+
+def _not_found(
+    manager: PluginManager, error: SlotNotFound, failures: Mapping[str, ZenoError]
+) -> str:
+    silent = [plugin.name for plugin in manager.list_plugins() if not plugin.slots]
+    message = explain(error)
+    if silent:
+        # The library's advice is a Python call; here it is an option.
+        message = message.partition("; " + repr(silent[0]))[0]
+        message += f"; {', '.join(silent)} lists no slots: try --plugin {silent[0]}"
+    if failures:
+        names = ", ".join(failures)
+        message += f"; not loaded, so maybe it is theirs: {names} (`zeno-fast list` says why)"
+    return message
