@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import wasmtime
 from guests.build import build, missing_toolchain
 
 import zeno_fast
@@ -43,8 +44,26 @@ def _snapshot() -> tuple[int, int, set[int]]:
     return len(_descriptors()), len(_threads()), _children()
 
 
+@pytest.fixture(scope="session")
+def wasi_runtime() -> None:
+    """Have wasmtime make what its WASI keeps open for the life of the process, before a count."""
+    engine = wasmtime.Engine()
+    linker = wasmtime.Linker(engine)
+    linker.define_wasi()
+    store = wasmtime.Store(engine)
+    store.set_wasi(wasmtime.WasiConfig())
+    module = wasmtime.Module(engine, ASKS_ABOUT_STDOUT)
+    linker.instantiate(store, module).exports(store)["_start"](store)
+
+
+ASKS_ABOUT_STDOUT = """(module
+  (import "wasi_snapshot_preview1" "fd_fdstat_get" (func $get (param i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start") (drop (call $get (i32.const 1) (i32.const 8)))))"""
+
+
 @pytest.fixture
-def no_leaks() -> Iterator[None]:
+def no_leaks(wasi_runtime: None) -> Iterator[None]:
     """Fail a test after which more descriptors, threads or child processes exist than before."""
     if not Path("/proc/self/fd").exists():
         pytest.skip("leaks are counted in /proc, which this system lacks")
