@@ -1,5 +1,7 @@
 from typing import Any, final
 
+from typing_extensions import disjoint_base
+
 from zeno_fast._call import RequestTemplate
 from zeno_fast._channel import Channel
 from zeno_fast.plugin import SlotDefinition
@@ -8,6 +10,7 @@ from zeno_fast.plugin import SlotDefinition
 class Route:
     channel: Channel | None
 
+@disjoint_base
 class DirectSlot:
     @property
     def definition(self) -> SlotDefinition: ...
