@@ -81,15 +81,19 @@ cdef class Call:
 
     def settle(self):
         """Give the answer to the future; its own thread calls this for an event loop's."""
+        target, data, error = self.target, self.data, self.error
+        # Whoever watches the deadline keeps the call; nobody needs what it carried any more.
+        self.data = self.error = self.target = None
+        self.payload = b""
         if self.kind == LOOP:
-            if self.target.done():
+            if target.done():
                 return
-        elif not self.target.set_running_or_notify_cancel():
+        elif not target.set_running_or_notify_cancel():
             return
-        if self.error is not None:
-            self.target.set_exception(self.error)
+        if error is not None:
+            target.set_exception(error)
         else:
-            self.target.set_result(self.data)
+            target.set_result(data)
 
     cdef int sleep(self, int64_t timeout_us) except -1:
         """Sleep until `wake` (1), the timeout or a signal (0); `waiting` must be set."""

@@ -53,6 +53,7 @@ cdef class Channel:
     cdef int _give_up_on_abandoned(self) except -1
     cdef int _end(self) except -1
     cdef int _read(self, int64_t soon_until=*) except -1
+    cdef int _drain(self) except -1
     cdef int _break(self, str what) except -1
     cdef int _take_line(self, const char *line, size_t nbytes) except -1
     cdef bint _take_plain_answer(self, const char *line, size_t nbytes) except -1

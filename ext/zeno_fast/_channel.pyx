@@ -45,6 +45,11 @@ from zeno_fast.errors import PluginUnavailable, ProtocolError, SlotError, SlotTi
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
+cdef enum:
+    MAX_FILLS = 8
+    MAX_DRAIN = 64
+    MAX_UNREAD = 64 * 1024 * 1024  # bytes that a guest may leave unread before it gets no more
+
 PUMP_STOOD_DOWN = 1
 PUMP_WANTS_WRITE = 2
 PUMP_ENDED = 4
@@ -115,6 +120,11 @@ cdef class Channel:
     def wants_write(self):
         """Whether output waits for the pipe to take it."""
         return self._output.full
+
+    @property
+    def broken(self):
+        """Whether the guest has closed its stdin, and a `pump` has to end the channel."""
+        return self._output.broken and not self._ended
 
     @property
     def led_by_thread(self):
@@ -229,8 +239,8 @@ cdef class Channel:
 
     def send(self, bytes line):
         """Queue one line that is no call, such as a host response."""
-        if self._lost:
-            return
+        if self._lost or self._output.nbytes > MAX_UNREAD:
+            return  # it is gone, or asks and asks and never reads what it is answered
         self._output.put_bytes(line)
         self.flush()
 
@@ -257,6 +267,16 @@ cdef class Channel:
             return PUMP_STOOD_DOWN
         self._turn_once()
         return (PUMP_WANTS_WRITE if self._output.full else 0) | (PUMP_ENDED if self._ended else 0)
+
+    def finish_reading(self):
+        """Deliver what a process that has ended left in its pipe; later calls raise NotSent."""
+        if not self._leading and not self._ended and not self._closed:
+            self._take_lead()
+            try:
+                self._drain()
+            finally:
+                self._leading = False
+                self._pass_on()
 
     def retire(self):
         """End the channel if it is idle; return whether it was. Later calls raise NotSent."""
@@ -319,6 +339,7 @@ cdef class Channel:
 
     cdef int _start(self, Call call, bint flush) except -1:
         """Admit a call and send it, or queue it behind the one that the guest has."""
+        cdef bint clear = True
         if self._lost or self._ended:
             raise NotSent()
         if len(self._pending) + len(self._queue) >= self._max_queue:
@@ -326,13 +347,18 @@ cdef class Channel:
                 f"plugin {self._plugin!r} has {self._max_queue} calls pending, as many as "
                 f"sidecar.max_queue allows; slot {call.template.slot!r} was not called",
                 plugin=self._plugin, slot=call.template.slot)
+        if self._output.nbytes > MAX_UNREAD:
+            raise PluginUnavailable(
+                f"plugin {self._plugin!r} does not read its input: {self._output.nbytes} bytes "
+                f"wait for it already; slot {call.template.slot!r} was not called",
+                plugin=self._plugin, slot=call.template.slot)
         self.calls += 1
         if not self._multiplexed and not self._pending and not self._queue:
             # Whatever the guest has printed by now is no answer to what it has not been asked.
-            self._turn_once()
+            clear = self._turn_once()
             if self._lost or self._ended:
                 raise NotSent()
-        if not self._multiplexed and (self._pending or self._queue):
+        if not self._multiplexed and (self._pending or self._queue or not clear):
             self._queue.append(call)
             return 0
         self._send_call(call, flush)
@@ -437,8 +463,7 @@ cdef class Channel:
             self._read(deadline_ns)
         while not call.done:
             if self._output.broken and not self._ended:
-                self._read()  # its last words
-                self._end()
+                self._drain()  # its last words
             interest = 0 if self._ended else READABLE | EXITED
             if self._output.full and not self._ended:
                 interest |= WRITABLE
@@ -458,9 +483,8 @@ cdef class Channel:
                 self._read()
             elif ready & EXITED:
                 # The pipe may be held open by a grandchild: what is in it is all there will be.
-                self._read()
-                self._end()
-            elif ready == 0 and monotonic_ns() >= until:
+                self._drain()
+            if not call.done and monotonic_ns() >= until:
                 if until < deadline_ns:
                     self._give_up_on_abandoned()
                 else:
@@ -477,19 +501,20 @@ cdef class Channel:
         return deadline_ns
 
     cdef int _turn_once(self) except -1:
-        """Lead for what is ready now."""
+        """Lead for what is ready now; return whether nothing is left to read."""
+        cdef bint drained
         if self._leading or self._ended or self._closed:
-            return 0
+            return False
         self._take_lead()
         try:
             self._output.flush()
-            self._read()
+            drained = self._read()
             if self._output.broken:
-                self._end()
+                self._drain()
         finally:
             self._leading = False
             self._pass_on()
-        return 0
+        return drained
 
     cdef int _pass_on(self) except -1:
         """Wake somebody to read and write, where anything is left to be read or written."""
@@ -524,9 +549,11 @@ cdef class Channel:
             except ValueError:
                 return 0
         else:
-            call.abandoned = True
             if self._multiplexed:
                 self._pending.pop(call.key, None)
+            elif not call.abandoned:
+                self._owner.abandoned(call)
+            call.abandoned = True
         return 0
 
     cdef int _expire(self, Call call) except -1:
@@ -567,22 +594,26 @@ cdef class Channel:
     # -- reading ------------------------------------------------------------------------------
 
     cdef int _read(self, int64_t soon_until=0) except -1:
-        """Read what is there and deliver every message in it.
+        """Read what is there and deliver every message in it; return whether that was all.
 
-        With a deadline, wait a moment for something to come, but not beyond it.
+        With a deadline, wait a moment for something to come, but not beyond it. A guest that never
+        stops printing gets a few reads at a time, so that whoever reads can look at the clock.
         """
+        cdef int fills
+        cdef bint drained = True
         cdef Py_ssize_t count
         cdef const char *line
         cdef size_t nbytes
         if self._pipe.read_fd < 0 or self._ended:
-            return 0
-        while True:
+            return True
+        for fills in range(MAX_FILLS):
             with nogil:
                 count = self._pipe.fill_soon(soon_until) if soon_until else self._pipe.fill()
             soon_until = 0
             self._polling = False
             while not self._ended and self._pipe.next_line(&line, &nbytes):
                 self._take_line(line, nbytes)
+            drained = count <= 0
             if count > 0:
                 # A full pipe was emptied: there may be more. Otherwise the next wait will tell,
                 # but where answers have no ids none may be left when the next call is sent.
@@ -600,10 +631,19 @@ cdef class Channel:
                 self._break(
                     f"a line of more than {self._pipe.max_line} bytes" if count == TOO_LONG
                     else "a line that did not fit into memory")
-            self._pipe.relax()
-            if not self._ended:
-                self._send_queued()
-            return 0
+            break
+        self._pipe.relax()
+        if not self._ended and (drained or self._multiplexed):
+            self._send_queued()
+        return drained
+
+    cdef int _drain(self) except -1:
+        """Read all that a process which has ended can have left in its pipe, then end."""
+        cdef int reads
+        for reads in range(MAX_DRAIN):  # more only comes from somebody else who has the pipe
+            if self._read():
+                break
+        return self._end()
 
     cdef int _break(self, str what) except -1:
         """End the connection because of what the guest sent."""
@@ -631,8 +671,10 @@ cdef class Channel:
                 message = decode(line, nbytes)
             except ValueError:
                 message = None
-            if message is not None and is_message(<dict> message):
-                return self._take_message(<dict> message)
+            if message is not None:
+                if is_message(<dict> message):
+                    return self._take_message(<dict> message)
+                return self._take_noise(PyBytes_FromStringAndSize(line, nbytes))
         for part in split_damaged(PyBytes_FromStringAndSize(line, nbytes)):
             if self._ended:
                 break

@@ -14,7 +14,7 @@ cdef extern from "zeno_json.h" nogil:
 cdef enum:
     MAX_TRIES = 16  # places in one line where a message may begin: keeps the search linear
 
-cdef object MESSAGE_START = re.compile(rb'\{\s*"(?:type|id|success|data|error)"\s*:')
+cdef object OBJECT_START = re.compile(rb'\{\s*"')
 cdef bytes BLANK = b"\x00\xef\xbb\xbf\t\r\n "  # white space, NUL, and the bytes of a BOM
 
 cdef const char *ANSWER_MIDDLE = b'","success":true,"data":'
@@ -117,7 +117,7 @@ cdef list split_damaged(bytes line):
     cdef bint suspect = False
     cdef const char *text = PyBytes_AS_STRING(line)
     for _ in range(MAX_TRIES):
-        match = MESSAGE_START.search(line, position)
+        match = OBJECT_START.search(line, position)
         if match is None:
             break
         begin = match.start()
@@ -131,13 +131,15 @@ cdef list split_damaged(bytes line):
         except ValueError:
             suspect = True
             continue
+        # What is inside a whole object is its data, whatever it looks like.
+        position = begin + <Py_ssize_t> length
         if not is_message(<dict> value) or (suspect and not value.get("id")):
             continue
         noise = line[done:begin].strip(BLANK)
         if noise:
             found.append(noise)
         found.append(value)
-        position = done = begin + <Py_ssize_t> length
+        done = position
     noise = line[done:].strip(BLANK)
     if noise:
         found.append(noise)

@@ -12,6 +12,7 @@ cdef class Output:
     cdef object _parts
     cdef Py_ssize_t _offset
     cdef Bytes _last
+    cdef readonly Py_ssize_t nbytes
     cdef readonly bint writing
     cdef readonly bint full
     cdef readonly bint broken

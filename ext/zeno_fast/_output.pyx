@@ -28,6 +28,7 @@ cdef class Output:
     being written and so never moves, `_parts`, and `_last`, to which small parts are added.
 
     Attributes:
+        nbytes: What is queued, in bytes.
         writing: Whether a thread is in the system call.
         full: Whether the pipe took less than there is; `flush` again when it is writable.
         broken: Whether the other end is closed; everything queued was dropped.
@@ -59,6 +60,7 @@ cdef class Output:
             self._last.capacity = capacity
         memcpy(self._last.data + self._last.end, data, nbytes)
         self._last.end += nbytes
+        self.nbytes += nbytes
         return 0
 
     cdef int put_bytes(self, bytes part) except -1:
@@ -69,6 +71,7 @@ cdef class Output:
             self._parts.append(PyBytes_FromStringAndSize(self._last.data, self._last.end))
             self._last.end = 0
         self._parts.append(part)
+        self.nbytes += PyBytes_GET_SIZE(part)
         return 0
 
     cdef int flush(self) except -1:
@@ -83,12 +86,14 @@ cdef class Output:
                     self._first.data + self._first.start, self._first.end - self._first.start)
                 if sent > 0:
                     self._first.start += sent
+                    self.nbytes -= sent
             elif self._parts:
                 part = self._parts[0]
                 sent = self._write(
                     PyBytes_AS_STRING(part) + self._offset, PyBytes_GET_SIZE(part) - self._offset)
                 if sent > 0:
                     self._offset += sent
+                    self.nbytes -= sent
                     # `clear` may have emptied the queue during the write.
                     if self._parts and self._offset == PyBytes_GET_SIZE(part):
                         self._parts.popleft()
@@ -110,6 +115,7 @@ cdef class Output:
     cdef int clear(self) except -1:
         """Drop what is queued."""
         self._parts.clear()
+        self.nbytes = 0
         self._offset = 0
         self._last.end = 0
         if not self.writing:

@@ -68,25 +68,36 @@ class HostFunctions:
             raise HostRefusal(f"{function}: parameters must be an object")
         given = dict(parameters or {})
         try:
-            if function == "log":
-                return self.log(plugin, given.get("level"), given.get("message", given.get("msg")))
-            if function in ("scope_get", "scope_set"):
-                return self._scope(plugin, function, given, scope)
-            if function in GUARDED:
-                kind, key = GUARDED[function]
-                permissions.check(plugin.permissions, plugin.folder, kind, str(given.get(key, "")))
+            return self._answer(plugin, function, given, scope)
         except PermissionDenied as denied:
             raise HostRefusal(str(denied)) from None
-        callback = self._callbacks.get(function)
-        if callback is None:
-            raise HostRefusal(f"the host offers no function {function!r}")
-        try:
-            return callback(given)
-        except Exception as error:
+        except HostRefusal:
+            raise
+        except BaseException as error:
+            # Whatever it is, SystemExit too: the guest waits for an answer, the host goes on.
             logging.getLogger(f"zeno_fast.plugin.{plugin.name}").exception(
                 "host function %s failed", function
             )
-            raise HostRefusal(f"{function} failed: {error}") from error
+            raise HostRefusal(f"{function} failed: {type(error).__name__}: {error}") from error
+
+    def _answer(
+        self,
+        plugin: Manifest,
+        function: str,
+        given: dict[str, Any],
+        scope: MutableMapping[str, Any] | None,
+    ) -> Any:
+        if function == "log":
+            return self.log(plugin, given.get("level"), given.get("message", given.get("msg")))
+        if function in ("scope_get", "scope_set"):
+            return self._scope(plugin, function, given, scope)
+        if function in GUARDED:
+            kind, key = GUARDED[function]
+            permissions.check(plugin.permissions, plugin.folder, kind, str(given.get(key, "")))
+        callback = self._callbacks.get(function)
+        if callback is None:
+            raise HostRefusal(f"the host offers no function {function!r}")
+        return callback(given)
 
     def log(self, plugin: Manifest, level: Any, message: Any) -> None:
         """Write a guest's own log message to the log, under the plugin's name."""

@@ -19,6 +19,8 @@ from collections.abc import Callable
 
 logger = logging.getLogger("zeno_fast.monitor")
 
+LONGEST_WAIT = 3600.0  # seconds; a selector cannot express some of the deadlines that callers can
+
 Job = Callable[[], None]
 
 
@@ -77,7 +79,7 @@ class Monitor:
 
     def unwatch(self, fd: int) -> None:
         """Stop watching `fd`, watched or not; only the monitor's thread may call this."""
-        if fd in self._selector.get_map():
+        if fd >= 0 and fd in self._selector.get_map():
             self._selector.unregister(fd)
 
     def close(self) -> None:
@@ -117,7 +119,7 @@ class Monitor:
         while not self._closing:
             timeout = None
             if self._timers:
-                timeout = max(0.0, self._timers[0][0] - time.monotonic())
+                timeout = min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_WAIT)
             events = self._selector.select(timeout)
             for key, _ in events:
                 if key.data is None:

@@ -48,13 +48,19 @@ class LoopWatcher:
             self._loop.add_reader(self._read_fd, self._ready)
             if self._channel.lost:
                 self._ready()
+        if self._channel.broken:
+            self._ready()
         self._watch_writing(self._channel.wants_write)
 
     def arm_soon(self) -> None:
         """Watch if any call of this loop is pending; called from any thread."""
-        if self._waiting and not self._armed and not self._arming:
+        if self._waiting and not self._arming and (not self._armed or self._turn_is_due()):
             self._arming = True
             self._in_loop(self._arm_now)
+
+    def _turn_is_due(self) -> bool:
+        """Tell whether the output is in a state that no watched event will show."""
+        return self._channel.broken or (self._channel.wants_write and self._write_fd < 0)
 
     def expect(self, count: int) -> None:
         """Count a call that was started (1) or whose caller has gone (-1)."""
@@ -170,9 +176,13 @@ class MonitorWatcher:
 
     def arm_soon(self) -> None:
         """Watch from now on; called from any thread."""
-        if not self._armed and not self._arming:
+        if not self._arming and (not self._armed or self._turn_is_due()):
             self._arming = True
             self._monitor.run_soon(self._arm_now)
+
+    def _turn_is_due(self) -> bool:
+        """Tell whether the output is in a state that no watched event will show."""
+        return self._channel.broken or (self._channel.wants_write and not self._writing)
 
     def deliver(self, call: Call) -> None:
         """Settle the future of a finished call; what never reached the guest is sent again."""
@@ -189,10 +199,11 @@ class MonitorWatcher:
 
     def _arm_now(self) -> None:
         self._arming = False
-        if self._armed or self._closed or self._channel.read_fd < 0:
+        if self._closed or self._channel.read_fd < 0:
             return
-        self._armed = True
-        self._monitor.watch(self._channel.read_fd, self._ready)
+        if not self._armed:
+            self._armed = True
+            self._monitor.watch(self._channel.read_fd, self._ready)
         self._ready()
 
     def _ready(self) -> None:

@@ -168,6 +168,10 @@ class Worker:
         """Find out why the guest's output ended."""
         self._monitor.run_soon(self._check_end)
 
+    def abandoned(self, call: Call) -> None:
+        """Watch the deadline of a call without a caller: the guest's next one waits for it."""
+        self._watcher.track(call)
+
     def hung(self) -> None:
         """End a process that let a call time out and could not be asked again safely."""
         self._hung = True
@@ -175,13 +179,15 @@ class Worker:
         self._monitor.run_soon(self._check_end)
 
     def _run_host_call(self, message: dict[str, Any], scope: Scope | None) -> None:
+        function = str(message.get("function"))
         try:
-            data = self._host.call(
-                self._manifest, str(message.get("function")), message.get("parameters"), scope
-            )
+            data = self._host.call(self._manifest, function, message.get("parameters"), scope)
             self._answer_host_call(message, data=data)
         except HostRefusal as refusal:
             self._answer_host_call(message, error=str(refusal))
+        except TypeError as error:
+            self._logger.exception("the answer of host function %s is no JSON", function)
+            self._answer_host_call(message, error=f"{function} gave no JSON: {error}")
         finally:
             self._host_calls -= 1
 
@@ -237,7 +243,7 @@ class Worker:
             # That thread sees the end too, and reads what is left before it.
             self._monitor.run_at(time.monotonic() + 0.002, self._check_end)
             return
-        self.channel.pump()
+        self.channel.finish_reading()
         if not self._claim_end():
             return
         self._read_stderr()
