@@ -34,6 +34,7 @@ extensions = [
         "_messages",
         "_channel",
         "_slot",
+        "_wasmtime",
         "_wasm",
     )
 ]

@@ -96,18 +96,22 @@ class Executable:
 
 
 def read_wasm(manifest: Manifest) -> bytes:
-    """Read a WASM plugin's module once, and check these bytes. Raises PluginLoadError."""
+    """Read a WASM plugin's module once, and check these bytes. Raises PluginLoadError.
+
+    A file whose name ends in `.wat` may hold text; whoever runs it compiles that.
+    """
     binary = _Binary(manifest)
     with binary.open() as stream:
         data = stream.read()
     binary.check_digest(hashlib.sha256(data).hexdigest())
-    if not data.startswith(_WASM_MODULE):
+    is_text = binary.path.suffix.lower() == ".wat" and data.lstrip().startswith((b"(", b";;"))
+    if not is_text and not data.startswith(_WASM_MODULE):
         found = describe(data[:HEAD])
         if found == "a WASM module":
             found = f"a WASM module of version {int.from_bytes(data[4:8], 'little')}"
         hint = ""
         if found == "WebAssembly text":
-            hint = "; compile it first, with wat2wasm for example"
+            hint = "; let its name end in .wat, or compile it, with wat2wasm for example"
         elif is_program(data[:8]):
             hint = "; is `type: sidecar` missing in the manifest?"
         begins = f"it begins with {data[:16]!r}"

@@ -1,190 +1,30 @@
 """Calls into WASM guests through wasmtime's C API, without the GIL and without ctypes.
 
-The `wasmtime` package has loaded the library already; this module takes the addresses of the few
-functions that a call needs out of it, once, and compares the sizes of their arguments and structs
-with what it was written for. Where they differ, `MISMATCH` says so and `Guest` must not be used.
-
-From top to bottom: the library's functions, the clock that interrupts guests, host functions,
-`Guest` (one instance), `Slot` (what callers call).
+From top to bottom: host functions, answers, `Guest` (one instance), `Slot` (what callers call).
+Where `_wasmtime.MISMATCH` says something, `Guest` must not be used.
 """
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stddef cimport size_t
-from libc.stdint cimport UINT32_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc
+from libc.stdint cimport UINT32_MAX, int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memchr, memcpy
 
 from zeno_fast._envelope cimport InputCheck, decode, dump_parameters, take_data
-from zeno_fast.watch cimport (
-    ZW_NEVER, zw_add, zw_arm, zw_load, zw_now, zw_start, zw_store, zw_swap, zw_ticker, zw_wake,
-    zw_watch,
-)
-from zeno_fast.wasmtime_c cimport Extern, Func, GuestInstance, Library, Memory, Text, Value
-
-import atexit
-import ctypes
-import os
-import threading
+from zeno_fast._wasmtime cimport Watch, deadline_after, now_ns, pointer_of, why_ended
+from zeno_fast._wasmtime cimport lib as loaded_lib
+from zeno_fast.wasmtime_c cimport Extern, Func, GuestInstance, Library, Memory, Value
 
 import orjson
-from wasmtime import _ffi
 
 from zeno_fast.errors import PluginCrashed, ProtocolError, UsageError
-from zeno_fast.wasm.library import addresses, find_mismatch
 
 cdef extern from "zeno_json.h":
     size_t zj_value_end(const char *p, size_t n) nogil
 
-cdef enum:
-    TRAP_OUT_OF_FUEL = 11
-
-cdef Library lib
-
-STRUCT_SIZES = {
-    "wasmtime_func_t": sizeof(Func),
-    "wasmtime_memory_t": sizeof(Memory),
-    "wasmtime_val_raw_t": sizeof(Value),
-    "wasmtime_instance_t": sizeof(GuestInstance),
-    "wasmtime_extern_t": sizeof(Extern),
-    "wasm_byte_vec_t": sizeof(Text),
-}
-MISMATCH = find_mismatch(_ffi, STRUCT_SIZES)
-
-
-cdef int _load() except -1:
-    """Fill in `lib`, member after member."""
-    cdef void **member = <void **> &lib
-    cdef uintptr_t address
-    for address in addresses(_ffi):
-        member[0] = <void *> address
-        member += 1
-    return 0
-
-if not MISMATCH:
-    _load()
-
-
-cdef void *_pointer(managed) except NULL:
-    """Return the address that an object of the package stands for."""
-    cdef uintptr_t address = ctypes.cast(managed.ptr(), ctypes.c_void_p).value
-    return <void *> address
-
-
-cdef str _take_text(Text *text):
-    """Decode and free a text of the library's."""
-    try:
-        return text.data[:text.size].decode("utf-8", "replace").rstrip("\0 \n")
-    finally:
-        lib.text_delete(text)
-
-# A guest is interrupted by raising its engine's epoch; every store in there then asks `_on_epoch`
-# whether its own call is due. Nothing ticks while guests answer in time.
-
-cdef enum:
-    POLL_NS = 100_000_000  # how often a guest in the main thread lets Python look for signals
-
-cdef zw_ticker ticker
-cdef zw_watch *free_watches = NULL
-cdef bint ticking = False
-cdef long main_thread = threading.main_thread().ident
-ticker.next = ZW_NEVER
-ticker.interrupt = lib.increment_epoch
-
-
-cdef int _start_ticker() except -1:
-    global ticking
-    if zw_start(&ticker) != 0:
-        raise RuntimeError("the thread that interrupts WASM guests cannot be started")
-    ticking = True
-    return 0
-
-
-def _stop_ticker():
-    """Let the ticker's thread end; a later call starts it anew."""
-    global ticking
-    if ticking:
-        ticking = False
-        zw_swap(&ticker.stopping, 1)
-        zw_wake(&ticker)
-
-
-def _forget_ticker():
-    """Note, in the child of a fork, that the ticker's thread has stayed behind."""
-    global ticking, main_thread
-    ticking = False
-    main_thread = PyThread_get_thread_ident()
-
-
-atexit.register(_stop_ticker)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_ticker)
-
-
-cdef zw_watch *_new_watch() except NULL:
-    global free_watches
-    cdef zw_watch *watch = free_watches
-    if watch is not NULL:
-        free_watches = watch.next_free
-        return watch
-    watch = <zw_watch *> calloc(1, sizeof(zw_watch))
-    if watch is NULL:
-        raise MemoryError
-    zw_add(&ticker, watch)
-    return watch
-
-
-def keep_engine(engine):
-    """Return the address of an engine for `Guest`; it is kept alive, for the ticker, for good."""
-    return <uintptr_t> lib.engine_clone(_pointer(engine))
-
-
-cdef void *_on_epoch(void *context, void *data, uint64_t *delta, uint8_t *kind) noexcept nogil:
-    """Decide whether a guest may go on; called by the library in the guest's thread."""
-    cdef zw_watch *watch = <zw_watch *> data
-    cdef int64_t now = zw_now()
-    cdef int64_t deadline = zw_load(&watch.deadline)
-    if now >= deadline:
-        zw_swap(&watch.expired, 1)
-        return lib.error_new(b"the deadline has passed")
-    delta[0] = 1
-    kind[0] = 0  # go on
-    if watch.in_main_thread:
-        if _signal_raised(watch.owner):
-            return lib.error_new(b"a signal handler raised an exception")
-        deadline = min(deadline, now + POLL_NS)
-    zw_arm(&ticker, watch, deadline)
-    return NULL
-
-
-cdef bint _signal_raised(void *guest) noexcept with gil:
-    try:
-        PyErr_CheckSignals()
-    except BaseException as error:
-        (<Guest> guest)._raised = error
-        return True
-    return False
-
-
-def now_ns():
-    """Return the time by the clock that deadlines are measured with."""
-    return zw_now()
-
-
-def deadline_ns(double seconds):
-    """Return the time `seconds` from now, by the clock of `now_ns`."""
-    return _deadline(zw_now(), seconds)
-
-
-cdef inline int64_t _deadline(int64_t now, double seconds) noexcept:
-    if seconds > 1e9:
-        return ZW_NEVER - 1
-    if not seconds > 0:
-        return now
-    return now + <int64_t> (seconds * 1e9)
-
+# A copy: another module's struct is reached by a pointer, which made small calls 3 % slower.
+cdef Library lib = loaded_lib
 
 cdef enum:
     HOST_LOG = 0  # the first of HostCalls.names
@@ -200,8 +40,8 @@ def define_host_functions(linker, functions):
     cdef void *error
     for index, (module, name, kind) in enumerate(functions):
         error = lib.linker_define(
-            _pointer(linker), module, len(module), name, len(name), _pointer(kind), _host_function,
-            <void *> <uintptr_t> index, NULL)
+            pointer_of(linker), module, len(module), name, len(name), pointer_of(kind),
+            _host_function, <void *> <uintptr_t> index, NULL)
         if error is not NULL:
             lib.error_delete(error)
             raise UsageError(f"{name.decode()} is defined already")
@@ -222,7 +62,7 @@ cdef void *_answer(size_t index, void *context, void *caller, Value *values) noe
     except ProtocolError as error:
         refusal = str(error).encode()
     except BaseException as error:
-        guest._raised = error
+        guest._watch.raised = error
         refusal = b"a host function was interrupted"
     return lib.trap_new(refusal, len(refusal))
 
@@ -292,9 +132,8 @@ cdef class Guest:
     """
 
     cdef object _program, _pre, _failures, _host_calls, _scope, _store, __weakref__
-    cdef BaseException _raised  # by Python code that ran inside the call
     cdef void *_context
-    cdef zw_watch *_watch
+    cdef Watch _watch
     cdef GuestInstance _instance
     cdef Func _alloc, _execute, _free
     cdef Memory _memory
@@ -315,33 +154,21 @@ cdef class Guest:
     cdef readonly uint64_t served
 
     def __init__(self, program, pre, uintptr_t engine_address, host_calls, tuple streams):
-        if MISMATCH:
-            raise UsageError(MISMATCH)
         self._program = program
         self._pre = pre
         self._failures = program.failures
         self._host_calls = host_calls
         self.streams = streams
         self._fuel = program.fuel or 0
-        self._watch = _new_watch()
-        self._watch.engine = <void *> engine_address
-        self._watch.owner = <void *> self
         self._store = program.new_store()
-        self._context = lib.store_context(_pointer(self._store))
+        self._watch = Watch(self._store, engine_address)
+        self._context = lib.store_context(pointer_of(self._store))
         lib.set_data(self._context, <void *> self)
-        lib.epoch_callback(_pointer(self._store), _on_epoch, self._watch, NULL)
-
-    def __dealloc__(self):
-        global free_watches
-        if self._watch is not NULL:
-            zw_store(&self._watch.due, ZW_NEVER)
-            self._watch.next_free = free_watches
-            free_watches = self._watch
 
     def instantiate(self, int64_t deadline):
         """Make the instance; this runs the module's start section. Raises what `run` raises."""
-        cdef void *pre = _pointer(self._pre)
-        self._begin(deadline, zw_now())
+        cdef void *pre = pointer_of(self._pre)
+        self._begin(deadline, now_ns())
         try:
             with nogil:
                 self._error = lib.instantiate(pre, self._context, &self._instance, &self._trap)
@@ -368,12 +195,12 @@ cdef class Guest:
         cdef Value values[1]
         cdef int status = 0
         values[0].i64 = 0
-        self._begin(deadline, zw_now())
+        self._begin(deadline, now_ns())
         try:
             with nogil:
                 self._error = lib.func_call_unchecked(
                     self._context, &function, values, 1, &self._trap)
-            if may_exit and self._error is not NULL and self._raised is None:
+            if may_exit and self._error is not NULL and self._watch.raised is None:
                 if lib.error_exit_status(self._error, &status) and status == 0:
                     return 0
             self._check(name)
@@ -400,7 +227,7 @@ cdef class Guest:
     @property
     def deadline(self):
         """Of the running call."""
-        return zw_load(&self._watch.deadline) if self._watch is not NULL else 0
+        return self._watch.deadline() if self._watch is not None else 0
 
     @property
     def memory_size(self):
@@ -411,8 +238,7 @@ cdef class Guest:
         """End the running call, if there is one, and let no other begin; from any thread."""
         self.interrupted = True
         if self.owner:
-            zw_swap(&self._watch.deadline, 0)
-            zw_arm(&ticker, self._watch, 0)
+            self._watch.expire()
 
     def close(self):
         """Free the instance; not while a call runs. May be repeated."""
@@ -439,23 +265,15 @@ cdef class Guest:
         """Let the next call run until `deadline`."""
         if self.broken or self.interrupted:
             raise self._failures.closed()
-        if not ticking:
-            _start_ticker()
-        self.owner = PyThread_get_thread_ident()
-        self._watch.in_main_thread = self.owner == main_thread
-        zw_store(&self._watch.expired, 0)
-        zw_store(&self._watch.deadline, deadline)
         if self._fuel:
             lib.set_fuel(self._context, self._fuel)
-        # In this order: the epoch cannot be raised for this call before it is compared with.
-        lib.set_epoch_deadline(self._context, 1)
-        if self._watch.in_main_thread:
-            deadline = min(deadline, now + POLL_NS)
-        zw_arm(&ticker, self._watch, deadline)
+        cdef long thread = PyThread_get_thread_ident()
+        self._watch.begin(self._context, thread, now, deadline)
+        self.owner = thread
         return 0
 
     cdef void _end(self) noexcept:
-        zw_store(&self._watch.due, ZW_NEVER)
+        self._watch.end()
         self.owner = 0
         self._scope = None
         if self._trap is not NULL:
@@ -477,7 +295,7 @@ cdef class Guest:
             self._scope = scope
             with nogil:
                 outcome = self._exchange(slot, parameters, nparameters)
-            if outcome != ANSWERED or self._raised is not None:
+            if outcome != ANSWERED or self._watch.raised is not None:
                 raise self._outcome(outcome, slot.name, seconds, nparameters)
             self.served += 1
             try:
@@ -563,7 +381,7 @@ cdef class Guest:
             self.broken = True
 
     cdef int _check(self, str what) except -1:
-        if self._error is not NULL or self._trap is not NULL or self._raised is not None:
+        if self._error is not NULL or self._trap is not NULL or self._watch.raised is not None:
             raise self._failure(what, None, 0.0)
         return 0
 
@@ -586,29 +404,17 @@ cdef class Guest:
 
     cdef object _failure(self, str what, str slot, double seconds):
         """Return the exception for the trap, error or Python exception that ended a call."""
-        cdef Text text
-        cdef uint8_t code = 0
-        cdef int status = 0
-        cdef bint exited = False
         self.broken = True
-        if self._raised is not None:
-            raised, self._raised = self._raised, None
+        raised = self._watch.raised
+        if raised is not None:
+            self._watch.raised = None
             return raised
-        if zw_load(&self._watch.expired):
+        if self._watch.has_expired():
             if self.interrupted:
                 return self._failures.closed(slot)
             return self._failures.timed_out(what, slot, seconds)
-        if self._trap is not NULL:
-            if not lib.trap_code(self._trap, &code):
-                code = 0xFF
-            lib.trap_message(self._trap, &text)
-        else:
-            code = 0xFF
-            exited = lib.error_exit_status(self._error, &status)
-            lib.error_message(self._error, &text)
-        return self._failures.crashed(
-            what, slot, _take_text(&text), self.streams[1], status if exited else None,
-            code == TRAP_OUT_OF_FUEL)
+        message, status, out_of_fuel = why_ended(self._trap, self._error)
+        return self._failures.crashed(what, slot, message, self.streams[1], status, out_of_fuel)
 
     cdef void *_serve(
         self, size_t index, void *context, void *caller, Value *values
@@ -733,8 +539,9 @@ cdef class Slot:
     def call(self, parameters, timeout, scope):
         """Call the slot and return its data; see `zeno_fast.driver.BoundSlot`."""
         cdef double seconds = self._timeout if timeout is None else timeout
-        cdef int64_t now = zw_now()
-        return self._call(self._encode(parameters), now, _deadline(now, seconds), seconds, scope)
+        cdef int64_t now = now_ns()
+        cdef int64_t deadline = deadline_after(now, seconds)
+        return self._call(self._encode(parameters), now, deadline, seconds, scope)
 
     def encode(self, parameters):
         """Check parameters and encode them for `call_encoded`. Raises InvalidParameters."""
@@ -742,7 +549,7 @@ cdef class Slot:
 
     def call_encoded(self, bytes text, int64_t deadline, double seconds, scope):
         """Call the slot with encoded parameters until a deadline that was `seconds` away."""
-        cdef int64_t now = zw_now()
+        cdef int64_t now = now_ns()
         if now >= deadline:
             raise self._pool.expired(self.name, seconds)
         return self._call(text, now, deadline, seconds, scope)

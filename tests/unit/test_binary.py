@@ -315,6 +315,32 @@ def test_a_wasm_module_is_read_and_its_digest_checked(plugin):
         read_wasm(plugin("p.wasm", module, kind="wasm", more=digest_line(b"other")))
 
 
+@pytest.mark.parametrize("name", ["p.wat", "P.WAT"])
+@pytest.mark.parametrize(
+    "data", [b"(module)", b"\n (; no name ;) (module)", b";; fields\n(memory 1)"]
+)
+def test_text_is_read_as_it_is_from_a_file_that_is_called_so(plugin, name, data):
+    assert read_wasm(plugin(name, data, kind="wasm", more=digest_line(data))) == data
+
+
+def test_a_module_may_be_in_a_file_that_is_called_text(plugin):
+    assert read_wasm(plugin("p.wat", WASM, kind="wasm")) == WASM
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"hello world, this is text", "it begins with b'hello world, thi'"),
+        (b"\0asm\x0d\0\1\0", "a WASM component"),
+        (elf(), "is `type: sidecar` missing"),
+    ],
+)
+def test_what_is_neither_text_nor_a_module_is_refused_whatever_it_is_called(plugin, data, words):
+    with pytest.raises(PluginLoadError) as caught:
+        check_binary(plugin("p.wat", data, kind="wasm"))
+    assert words in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -323,7 +349,7 @@ def test_a_wasm_module_is_read_and_its_digest_checked(plugin):
         (b"hello world, this is text", "it begins with b'hello world, thi'"),
         (b"\0asm", "WASM module of version 0"),
         (b"\0asm\x0d\0\1\0", "a WASM component"),
-        (b"(module)", "compile it first"),
+        (b"(module)", "let its name end in .wat"),
         (elf(), "is `type: sidecar` missing"),
         (b"MZ\x90\0", "a Windows program"),
     ],

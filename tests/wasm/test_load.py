@@ -15,7 +15,7 @@ import pytest
 import wasmtime
 from wasmtime import _ffi
 
-from zeno_fast import _wasm
+from zeno_fast import _wasmtime
 from zeno_fast.errors import PluginLoadError, PluginUnavailable, UsageError
 from zeno_fast.host.functions import HostFunctions
 from zeno_fast.wasm import startup
@@ -57,9 +57,10 @@ def test_what_is_no_module_is_refused_with_a_reason(load: Load, code: bytes, pro
 
 def test_text_loads_from_a_file_that_is_called_so(way: str) -> None:
     manifest = make_manifest("plugin.wat")
-    driver = WasmDriver(manifest, ECHO.encode(), HostFunctions(), 30.0)
-    driver.load()
-    driver.close()
+    for code in (ECHO.encode(), bytes(wasmtime.wat2wasm(ECHO))):
+        driver = WasmDriver(manifest, code, HostFunctions(), 30.0)
+        driver.load()
+        driver.close()
     with pytest.raises(PluginLoadError, match="text format"):
         WasmDriver(manifest, b"(modul", HostFunctions(), 30.0).load()
 
@@ -249,8 +250,8 @@ def changed(**different: Any) -> Any:
 
 
 def test_the_installed_library_is_the_one_that_the_extension_was_written_for() -> None:
-    assert _wasm.MISMATCH == ""
-    assert find_mismatch(changed(), _wasm.STRUCT_SIZES) == ""
+    assert _wasmtime.MISMATCH == ""
+    assert find_mismatch(changed(), _wasmtime.STRUCT_SIZES) == ""
 
 
 @pytest.mark.parametrize(
@@ -264,14 +265,14 @@ def test_the_installed_library_is_the_one_that_the_extension_was_written_for() -
 def test_a_library_that_is_laid_out_otherwise_is_noticed(
     different: dict[str, Any], problem: str
 ) -> None:
-    assert problem in find_mismatch(changed(**different), _wasm.STRUCT_SIZES)
+    assert problem in find_mismatch(changed(**different), _wasmtime.STRUCT_SIZES)
 
 
 def test_the_slow_way_is_taken_and_said_once_where_the_library_differs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("ZENO_FAST_WASM", raising=False)
-    monkeypatch.setattr(_wasm, "MISMATCH", "wasmtime 99 is not as expected")
+    monkeypatch.setattr(_wasmtime, "MISMATCH", "wasmtime 99 is not as expected")
     monkeypatch.setattr(startup, "_warned", [])
     for _ in range(2):
         code = bytes(wasmtime.wat2wasm(ECHO))

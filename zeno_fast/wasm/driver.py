@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from zeno_fast import _wasm
+from zeno_fast import _wasmtime
 from zeno_fast.errors import PluginLoadError, PluginUnavailable, UsageError, ZenoError
 from zeno_fast.plugin import GuestDescription, SlotDefinition
 from zeno_fast.wasm.hostcalls import HostCalls
@@ -74,7 +74,7 @@ class WasmDriver:
                 raise self._unavailable()
             self._pool = pool
         try:
-            return pool.open(_wasm.deadline_ns(self.timeout))
+            return pool.open(_wasmtime.deadline_ns(self.timeout))
         except BaseException as error:
             self.close()
             if isinstance(error, ZenoError):

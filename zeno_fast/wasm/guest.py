@@ -8,7 +8,7 @@ from typing import Protocol
 class Guest(Protocol):
     """One instance of a plugin's module; `_wasm.Guest` or `public_api.PublicGuest`.
 
-    It serves one call at a time. Deadlines are nanoseconds by the clock of `_wasm.now_ns`.
+    It serves one call at a time. Deadlines are nanoseconds by the clock of `_wasmtime.now_ns`.
 
     Attributes:
         broken: It trapped, overran or was closed; nothing may be called any more.

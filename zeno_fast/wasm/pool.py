@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from typing import Any
 
-from zeno_fast import _wasm
+from zeno_fast import _wasmtime
 from zeno_fast.errors import PluginUnavailable, SlotTimeout, ZenoError
 from zeno_fast.plugin import GuestDescription
 from zeno_fast.wasm.failures import Failures
@@ -100,7 +100,7 @@ class InstancePool:
         except PluginUnavailable:
             raise
         except ZenoError as error:
-            if _wasm.now_ns() >= deadline:
+            if _wasmtime.now_ns() >= deadline:
                 raise self._failures.timed_out("a fresh instance", slot, seconds) from error
             raise self._failures.not_started(slot, error) from error
 
@@ -195,7 +195,7 @@ class InstancePool:
     def _wait(self, waiter: _Waiter, slot: str, deadline: int, seconds: float) -> Guest | None:
         """Wait to be offered an instance, or None: a place for one."""
         try:
-            left = (deadline - _wasm.now_ns()) / 1e9
+            left = (deadline - _wasmtime.now_ns()) / 1e9
             waiter.wake.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX))
         except BaseException:
             if not self._forget_locked(waiter):

@@ -121,7 +121,7 @@ def compile_program(manifest: Manifest, code: bytes) -> Program:
     name = manifest.name
     engine = shared_engine(manifest.wasm.fuel is not None)
     path = manifest.binary_path
-    if path is not None and path.suffix == ".wat":
+    if path is not None and path.suffix.lower() == ".wat" and not code.startswith(MAGIC):
         code = _assemble(manifest, code)
     problem = find_problem(code)
     if problem:

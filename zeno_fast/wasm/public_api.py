@@ -14,7 +14,7 @@ from typing import Any
 import wasmtime
 from wasmtime import ExitTrap, FuncType, Trap, TrapCode, WasmtimeError
 
-from zeno_fast import _wasm
+from zeno_fast import _wasm, _wasmtime
 from zeno_fast.errors import ProtocolError, ZenoError
 from zeno_fast.log import GuestLog
 from zeno_fast.wasm import wasi
@@ -224,7 +224,8 @@ class PublicGuest:
         if failure is not None:
             self.broken = True
             raise failure
-        if _wasm.now_ns() >= deadline:  # ticks are coarse: it may have ended before the next one
+        # Ticks are coarse: it may have ended before the next one.
+        if _wasmtime.now_ns() >= deadline:
             raise self._failures.timed_out(what, slot, seconds)
         return result
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from zeno_fast import _wasm
+from zeno_fast import _wasm, _wasmtime
 from zeno_fast.driver import Parameters, Scope
 from zeno_fast.errors import ZenoError
 from zeno_fast.plugin import SlotDefinition
@@ -33,7 +33,7 @@ class WasmSlot(_wasm.Slot):
     ) -> Future[Any]:
         """Start the call in a thread; the parameters are encoded before this returns."""
         seconds = self._driver.timeout if timeout is None else timeout
-        deadline = _wasm.deadline_ns(seconds)
+        deadline = _wasmtime.deadline_ns(seconds)
         try:
             text = self.encode(parameters)
             return self._driver.executor().submit(self.call_encoded, text, deadline, seconds, scope)

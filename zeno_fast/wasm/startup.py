@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from zeno_fast import _wasm
+from zeno_fast import _wasm, _wasmtime
 from zeno_fast.errors import ProtocolError
 from zeno_fast.log import GuestLog, plugin_logger
 from zeno_fast.plugin import GuestDescription, SlotDefinition
@@ -28,10 +28,10 @@ def why_public() -> str:
     """Say why guests are called through the package's public API, "" where they are not."""
     if os.environ.get(MODE_VARIABLE) == "public":
         return f"{MODE_VARIABLE}=public"
-    if _wasm.MISMATCH and not _warned:
-        _warned.append(_wasm.MISMATCH)
-        log.warning("WASM guests are called the slow way: %s", _wasm.MISMATCH)
-    return _wasm.MISMATCH
+    if _wasmtime.MISMATCH and not _warned:
+        _warned.append(_wasmtime.MISMATCH)
+        log.warning("WASM guests are called the slow way: %s", _wasmtime.MISMATCH)
+    return _wasmtime.MISMATCH
 
 
 class GuestMaker:
@@ -51,7 +51,7 @@ class GuestMaker:
             _wasm.define_host_functions(linker, host_functions())
             self._pre = linker.instantiate_pre(program.module)
             linker.close()
-            self._engine = _wasm.keep_engine(program.engine)
+            self._engine = _wasmtime.keep_engine(program.engine)
 
     def new(self) -> Guest:
         """Make an instance that has yet to be started."""
@@ -81,7 +81,7 @@ class GuestMaker:
         """Let a guest clean up, where it is still able to, and free it."""
         if not (guest.broken or guest.interrupted) and "plugin_cleanup" in self._program.exports:
             try:
-                guest.run("plugin_cleanup", _wasm.deadline_ns(1.0))
+                guest.run("plugin_cleanup", _wasmtime.deadline_ns(1.0))
             except Exception as error:  # noqa: BLE001 - it is gone either way
                 self._logger.warning("plugin_cleanup failed: %s", error)
         guest.close()

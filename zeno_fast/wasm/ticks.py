@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import wasmtime
 
-from zeno_fast import _wasm
+from zeno_fast import _wasmtime
 
 TICK_NS = 2_000_000
 PARK_AFTER_NS = 100_000_000
@@ -35,7 +35,7 @@ class Ticks:
         """Have a store's guest trap at `deadline`, if it still runs then."""
         with self._condition:
             if self._thread is None:
-                self._moment = _wasm.now_ns()
+                self._moment = _wasmtime.now_ns()
                 self._thread = threading.Thread(target=self._tick, name="zeno-ticks", daemon=True)
                 self._thread.start()
             self._running += 1
@@ -53,7 +53,7 @@ class Ticks:
         while True:
             with self._condition:
                 self._condition.wait(TICK_NS / 1e9)
-                now = _wasm.now_ns()
+                now = _wasmtime.now_ns()
                 while self._moment + TICK_NS <= now:
                     self._engine.increment_epoch()
                     self._moment += TICK_NS

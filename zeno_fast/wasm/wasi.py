@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from zeno_fast import _wasm
+from zeno_fast import _wasmtime
 from zeno_fast.log import GuestLog
 
 MODULE = "wasi_snapshot_preview1"
@@ -35,7 +35,7 @@ class Caller(Protocol):
 
     @property
     def deadline(self) -> int:
-        """Of the running call; nanoseconds by the clock of `_wasm.now_ns`."""
+        """Of the running call; nanoseconds by the clock of `_wasmtime.now_ns`."""
         ...
 
     @property
@@ -77,9 +77,9 @@ def poll_oneoff(guest: Caller, subscriptions: int, events: int, count: int, read
         if tag != CLOCK_TAG:
             continue
         if not flags & ABSOLUTE:
-            moments.append((_wasm.now_ns() + timeout, userdata))
+            moments.append((_wasmtime.now_ns() + timeout, userdata))
         elif clock == REALTIME:
-            moments.append((_wasm.now_ns() + timeout - time.time_ns(), userdata))
+            moments.append((_wasmtime.now_ns() + timeout - time.time_ns(), userdata))
         else:  # counted from a moment that only the library knows
             happened.append(EVENT.pack(userdata, ENOTSUP, CLOCK_TAG, 0, 0))
     if not happened:
@@ -105,7 +105,7 @@ def _stream_event(userdata: int, tag: int, fd: int) -> bytes:
 
 def _sleep(guest: Caller, moment: int) -> None:
     moment = min(moment, guest.deadline)
-    while not guest.interrupted and (left := moment - _wasm.now_ns()) > 0:
+    while not guest.interrupted and (left := moment - _wasmtime.now_ns()) > 0:
         time.sleep(min(left, NAP_NS) / 1e9)
 
 
