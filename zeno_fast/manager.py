@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("zeno_fast")
 
 MANIFEST_NAME = "manifest.yaml"
-HOST_THREADS = 32  # host calls and callbacks of futures at the same time
+HOST_THREADS = 512  # host calls and callbacks of futures at the same time; made as needed
+JOB_THREADS = 32  # processes that start or stop at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class PluginManager:
         self._failures: dict[str, ZenoError] = {}
         self._monitor: Monitor | None = None
         self._executor: ThreadPoolExecutor | None = None
+        self._jobs: ThreadPoolExecutor | None = None
         self._closed = False
         _close_at_exit(self)
         if folder is not None:
@@ -175,7 +177,13 @@ class PluginManager:
         scope: Scope | None = None,
     ) -> Any:
         """Call a slot from any running event loop; raises as `call` does."""
-        return await self._find(slot).call_async(parameters, timeout, scope)
+        bound = self._routes.get(slot)
+        if bound is None:
+            # It may have to be asked of plugins that have not started yet.
+            import asyncio  # noqa: PLC0415 - only programs that have a loop need it
+
+            bound = await asyncio.get_running_loop().run_in_executor(None, self._find, slot)
+        return await bound.call_async(parameters, timeout, scope)
 
     # -- loading ------------------------------------------------------------------------------
 
@@ -345,8 +353,9 @@ class PluginManager:
             self._routes.clear()
             self._unlisted.clear()
         with ExitStack() as stack:
-            if self._executor is not None:
-                stack.callback(self._executor.shutdown, wait=False)
+            for executor in (self._executor, self._jobs):
+                if executor is not None:
+                    stack.callback(executor.shutdown, wait=False)
             if self._monitor is not None:
                 stack.callback(self._monitor.close)
             for plugin in plugins:
@@ -373,7 +382,16 @@ class PluginManager:
     # -- inside -------------------------------------------------------------------------------
 
     def _start(self, manifest: Manifest) -> tuple[Driver, GuestDescription | None]:
-        driver = self._make_driver(manifest)
+        try:
+            driver = self._make_driver(manifest)
+        except ImportError as error:
+            raise PluginLoadError(
+                f"the compiled modules of zeno_fast are not beside {Path(__file__).parent}: "
+                f"{error}. In a source tree that was not built, run `pip install -e .`, or run "
+                "Python from another directory to use the installed package",
+                plugin=manifest.name,
+                folder=manifest.folder,
+            ) from error
         try:
             return driver, driver.load()
         except BaseException:
@@ -395,6 +413,8 @@ class PluginManager:
                 self._monitor = Monitor()
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(HOST_THREADS, "zeno_fast host")
+            if self._jobs is None:
+                self._jobs = ThreadPoolExecutor(JOB_THREADS, "zeno_fast job")
         reference = weakref.ref(self)  # the driver's threads must not keep the manager alive
 
         def describe_late(description: GuestDescription) -> None:
@@ -403,7 +423,13 @@ class PluginManager:
                 manager._describe_late(manifest, description)
 
         return SidecarDriver(
-            manifest, self._host, self._monitor, self._executor, self._timeout, describe_late
+            manifest,
+            self._host,
+            self._monitor,
+            self._executor,
+            self._jobs,
+            self._timeout,
+            describe_late,
         )
 
     def _register(

@@ -72,6 +72,13 @@ static inline int zb_reopen(int fd, int flags)
     return open(path, flags | O_CLOEXEC);
 }
 
+/* The number of forks since the first reader was opened: whoever finds another one than before is in
+ * a child process. */
+static inline uint32_t zb_generation(void)
+{
+    return zb_global.forks;
+}
+
 /* End a read that is in progress, if one is. Any thread may call this while the reader is open. */
 static inline void zb_end(zb_reader *reader)
 {
@@ -319,6 +326,11 @@ static inline int zb_open(zb_reader *reader, int fd)
     (void)fd;
     reader->fd = -1;
     return -1;
+}
+
+static inline uint32_t zb_generation(void)
+{
+    return 0;
 }
 
 static inline void zb_close(zb_reader *reader)

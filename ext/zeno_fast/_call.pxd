@@ -22,6 +22,7 @@ cdef class Call:
     cdef object error
     cdef object target
     cdef object watcher
+    cdef uint64_t heard  # reads of the channel before it was sent
     cdef int64_t began_ns
     cdef int64_t deadline_ns
     cdef int kind

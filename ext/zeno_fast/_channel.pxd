@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from zeno_fast._call cimport Call, RequestTemplate
 from zeno_fast._output cimport Output
@@ -12,6 +12,9 @@ cdef class Channel:
     cdef bytes _answer_head
     cdef str _prefix
     cdef uint64_t _number
+    cdef uint64_t _heard
+    cdef int _unheard
+    cdef uint32_t _forks
     cdef dict _pending
     cdef Call _newest
     cdef object _queue
@@ -56,6 +59,7 @@ cdef class Channel:
     cdef int _drain(self) except -1
     cdef int _break(self, str what) except -1
     cdef int _take_line(self, const char *line, size_t nbytes) except -1
+    cdef bint _take_invalid_answer(self, const char *line, size_t nbytes) except -1
     cdef bint _take_plain_answer(self, const char *line, size_t nbytes) except -1
     cdef int _take_noise(self, bytes text) except -1
     cdef int _take_message(self, dict message) except -1

@@ -17,6 +17,7 @@ from zeno_fast._call cimport FUTURE, LOOP, THREAD, Call, RequestTemplate
 from zeno_fast._envelope cimport decode, take_data
 from zeno_fast._messages cimport (
     MAX_DIGITS,
+    answer_number,
     is_message,
     match_answer,
     number_of,
@@ -25,6 +26,7 @@ from zeno_fast._messages cimport (
 )
 from zeno_fast._output cimport Output
 from zeno_fast._pipe cimport (
+    zb_forks,
     AGAIN,
     EXITED,
     FAILED,
@@ -45,9 +47,12 @@ from zeno_fast.errors import PluginUnavailable, ProtocolError, SlotError, SlotTi
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
+cdef int64_t UNHEARD_NS = 50_000_000  # a call that had less time says nothing about a silent guest
+
 cdef enum:
     MAX_FILLS = 8
     MAX_DRAIN = 64
+    MAX_UNHEARD = 3  # calls that time out in a row while the guest says nothing at all
     MAX_UNREAD = 64 * 1024 * 1024  # bytes that a guest may leave unread before it gets no more
 
 PUMP_STOOD_DOWN = 1
@@ -82,6 +87,7 @@ cdef class Channel:
         self._output = Output(pipe)
         self._max_queue = max_queue
         self._watchers = ()
+        self._forks = zb_forks()
         self._strict = strict
 
     # -- what callers see ---------------------------------------------------------------------
@@ -203,10 +209,14 @@ cdef class Channel:
 
     def wait_for(self, Call call):
         """Wait in this thread for a started call and return its data, or raise as `call` does."""
-        if not call.done:
-            self._turn_once()
-        if not call.done:
-            self._await(call)
+        try:
+            if not call.done:
+                self._turn_once()
+            if not call.done:
+                self._await(call)
+        except BaseException:
+            self.abandon(call)
+            raise
         if call.error is not None:
             raise call.error
         return call.data
@@ -251,6 +261,12 @@ cdef class Channel:
                 return call
         return None
 
+    def pending_call(self, id):
+        """Return the pending call with this id, or None."""
+        if type(id) is not str:
+            return None
+        return self._pending.get(number_of(<str> id, self._prefix))
+
     def add_watcher(self, watcher):
         """Let a watcher be told, by its `arm_soon`, when it has to watch."""
         self._watchers = (*self._watchers, watcher)
@@ -261,7 +277,7 @@ cdef class Channel:
 
     def pump(self):
         """Read and write what is ready, without waiting; return a set of PUMP_ flags."""
-        if self._closed or self._ended:
+        if self._closed or self._ended or self._forks != zb_forks():
             return PUMP_ENDED
         if self._leading:
             return PUMP_STOOD_DOWN
@@ -340,6 +356,10 @@ cdef class Channel:
     cdef int _start(self, Call call, bint flush) except -1:
         """Admit a call and send it, or queue it behind the one that the guest has."""
         cdef bint clear = True
+        if self._forks != zb_forks():
+            raise UsageError(
+                f"plugin {self._plugin!r} belongs to the process that this one was forked from; "
+                "make a manager of its own in the child", plugin=self._plugin)
         if self._lost or self._ended:
             raise NotSent()
         if len(self._pending) + len(self._queue) >= self._max_queue:
@@ -358,6 +378,8 @@ cdef class Channel:
             clear = self._turn_once()
             if self._lost or self._ended:
                 raise NotSent()
+        if not self._multiplexed and call.deadline_ns <= monotonic_ns():
+            return self._expire(call)  # sent, it would have to be waited for all the same
         if not self._multiplexed and (self._pending or self._queue or not clear):
             self._queue.append(call)
             return 0
@@ -369,6 +391,7 @@ cdef class Channel:
         cdef char digits[MAX_DIGITS]
         cdef size_t count
         self._number += 1
+        call.heard = self._heard
         call.number = self._number
         call.key = call.number
         self._pending[call.key] = call
@@ -568,8 +591,17 @@ cdef class Channel:
             plugin=self._plugin, slot=slot)
         self._abandon(call)
         self._finish(call, None, error)
-        if sent and not self._multiplexed:
-            self._give_up_on_abandoned()
+        if not sent:
+            return 0
+        if not self._multiplexed:
+            return self._give_up_on_abandoned()
+        # A guest that is only busy says something now and then; one that hangs is replaced.
+        if call.heard != self._heard:
+            self._unheard = 0
+        elif call.began_ns and call.deadline_ns - call.began_ns >= UNHEARD_NS:
+            self._unheard += 1
+        if self._unheard >= MAX_UNHEARD:
+            self._break(f"nothing during {MAX_UNHEARD} calls in a row that timed out")
         return 0
 
     cdef int _give_up_on_abandoned(self) except -1:
@@ -599,18 +631,19 @@ cdef class Channel:
         With a deadline, wait a moment for something to come, but not beyond it. A guest that never
         stops printing gets a few reads at a time, so that whoever reads can look at the clock.
         """
-        cdef int fills
+        cdef int _
         cdef bint drained = True
         cdef Py_ssize_t count
         cdef const char *line
         cdef size_t nbytes
         if self._pipe.read_fd < 0 or self._ended:
             return True
-        for fills in range(MAX_FILLS):
+        for _ in range(MAX_FILLS):
             with nogil:
                 count = self._pipe.fill_soon(soon_until) if soon_until else self._pipe.fill()
             soon_until = 0
             self._polling = False
+            self._heard += count > 0
             while not self._ended and self._pipe.next_line(&line, &nbytes):
                 self._take_line(line, nbytes)
             drained = count <= 0
@@ -639,8 +672,8 @@ cdef class Channel:
 
     cdef int _drain(self) except -1:
         """Read all that a process which has ended can have left in its pipe, then end."""
-        cdef int reads
-        for reads in range(MAX_DRAIN):  # more only comes from somebody else who has the pipe
+        cdef int _
+        for _ in range(MAX_DRAIN):  # more only comes from somebody else who has the pipe
             if self._read():
                 break
         return self._end()
@@ -671,6 +704,8 @@ cdef class Channel:
                 message = decode(line, nbytes)
             except ValueError:
                 message = None
+            if message is None and self._take_invalid_answer(line, nbytes):
+                return 0
             if message is not None:
                 if is_message(<dict> message):
                     return self._take_message(<dict> message)
@@ -683,6 +718,20 @@ cdef class Channel:
             else:
                 self._take_noise(<bytes> part)
         return 0
+
+    cdef bint _take_invalid_answer(self, const char *line, size_t nbytes) except -1:
+        """Fail the call whose answer this is, though it is no JSON; False where it is none."""
+        cdef uint64_t number = answer_number(line, nbytes, self._answer_head)
+        cdef Call call = self._pending.pop(number, None) if number else None
+        if call is None:
+            return False
+        self._take_noise(PyBytes_FromStringAndSize(line, nbytes if nbytes < 1024 else 1024))
+        if not call.abandoned and not call.done:
+            self._finish(call, None, ProtocolError(
+                f"plugin {self._plugin!r} answered slot {call.template.slot!r} with what is no "
+                "valid JSON; the log shows the line", plugin=self._plugin,
+                slot=call.template.slot))
+        return True
 
     cdef bint _take_plain_answer(self, const char *line, size_t nbytes) except -1:
         """Deliver an answer that is spelt as most guests spell it, decoding nothing but its data.
@@ -760,7 +809,12 @@ cdef class Channel:
 
     cdef int _send_queued(self) except -1:
         """Send what waited for the guest to be free, or to show that it returns ids."""
+        cdef Call call
         while self._queue and (self._multiplexed or not self._pending):
-            self._send_call(self._queue.popleft(), False)
+            call = self._queue.popleft()
+            if call.deadline_ns <= monotonic_ns():
+                self._expire(call)
+            else:
+                self._send_call(call, False)
         self._output.flush()
         return 0

@@ -60,6 +60,19 @@ cdef uint64_t number_of(str id, str prefix) except? 0:
     return number if count == <size_t> PyBytes_GET_SIZE(text) else 0
 
 
+cdef uint64_t answer_number(const char *line, size_t nbytes, bytes head) noexcept:
+    """Return the number in the id of a line that begins as an answer of ours does, or 0."""
+    cdef size_t skip = PyBytes_GET_SIZE(head)
+    cdef size_t count = 0
+    cdef uint64_t number
+    if nbytes <= skip or memcmp(line, PyBytes_AS_STRING(head), skip) != 0:
+        return 0
+    number = _read_decimal(line + skip, nbytes - skip, &count)
+    if not count or skip + count >= nbytes or line[skip + count] != 34:
+        return 0
+    return number
+
+
 cdef uint64_t match_answer(
     const char *line, size_t nbytes, bytes head, const char **data, size_t *length
 ) noexcept:
@@ -116,13 +129,15 @@ cdef list split_damaged(bytes line):
     cdef int _
     cdef bint suspect = False
     cdef const char *text = PyBytes_AS_STRING(line)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(line)
     for _ in range(MAX_TRIES):
         match = OBJECT_START.search(line, position)
         if match is None:
             break
         begin = match.start()
         position = begin + 1
-        length = zj_value_end(text + begin, PyBytes_GET_SIZE(line) - begin)
+        with nogil:  # the line may be hundreds of megabytes
+            length = zj_value_end(text + begin, size - begin)
         if length == 0:
             suspect = True
             continue

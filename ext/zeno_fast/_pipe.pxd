@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 
 cdef enum:
     READABLE = 1
@@ -8,6 +8,8 @@ cdef enum:
 cdef extern from "zeno_blocking_read.h" nogil:
     ctypedef struct zb_reader:
         int fd
+
+cdef uint32_t zb_forks() noexcept
 
 cdef enum:
     AGAIN = -1

@@ -5,7 +5,7 @@ The descriptors are non-blocking. Nothing here decides anything; the channel doe
 
 cimport cython
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memmove
 
@@ -45,6 +45,7 @@ cdef extern from "<sched.h>" nogil:
 cdef extern from "zeno_blocking_read.h" nogil:
     int ZB_TOKEN_SIZE
     int zb_open(zb_reader *reader, int fd)
+    uint32_t zb_generation()
     void zb_close(zb_reader *reader)
     void zb_end(zb_reader *reader)
     ssize_t zb_read(zb_reader *reader, void *buffer, size_t nbytes, int *marked)
@@ -57,6 +58,11 @@ cdef int MISSES = 3  # waits in vain in a row after which it is left for a while
 
 cdef size_t CHUNK = 64 * 1024  # what a Linux pipe holds, so one read empties it
 cdef size_t RELAXED = 1024 * 1024  # a larger buffer is given back once it is empty
+
+
+cdef uint32_t zb_forks() noexcept:
+    """Return how many forks lie between this process and the first one that had a pipe."""
+    return zb_generation()
 
 
 cdef int64_t monotonic_ns() noexcept nogil:

@@ -32,6 +32,10 @@ GUARDED = {
 }
 
 
+# In place of a scope: a sidecar did not say for which of several calls it asks.
+UNKNOWN_CALL: MutableMapping[str, Any] = {}
+
+
 class HostRefusal(Exception):
     """The host does not do what a guest asked for; the text is the guest's answer."""
 
@@ -113,6 +117,11 @@ class HostFunctions:
     ) -> Any:
         mode = "read" if function == "scope_get" else "write"
         permissions.check(plugin.permissions, plugin.folder, "scope", mode)
+        if scope is UNKNOWN_CALL:
+            raise HostRefusal(
+                f"{function}: it is not known for which call; where several are pending, the host "
+                "call has to name its own in call_id"
+            )
         if scope is None:
             raise HostRefusal(f"{function}: the call was made without a scope")
         key = given.get("key")

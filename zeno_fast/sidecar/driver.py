@@ -7,7 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import islice
 from typing import Any
 
@@ -49,6 +50,7 @@ class SidecarDriver:
         host: What the guest may ask of the host.
         monitor: Watches the process.
         executor: Runs host calls and the callbacks of futures.
+        jobs: Runs what the driver does itself: starting, stopping, sending again.
         default_timeout: Seconds a call may take where neither caller nor manifest says.
         on_described: Is told what the guest offers when a first call started it.
     """
@@ -59,17 +61,22 @@ class SidecarDriver:
         host: HostFunctions,
         monitor: Monitor,
         executor: Executor,
+        jobs: Executor,
         default_timeout: float,
         on_described: Callable[[GuestDescription], None],
     ) -> None:
         self.manifest = manifest
         self.executor = executor
+        self.jobs = jobs
         self.timeout = manifest.sidecar.timeout or default_timeout
         self._host = host
         self._monitor = monitor
         self._on_described = on_described
         self._lock = threading.Lock()
         self._worker: Worker | None = None
+        self._launching: Worker | None = None
+        self._starting: Future[Worker] | None = None
+        self._retired: set[Worker] = set()
         self._closed = False
         self._described = False
         self._silent = False
@@ -87,18 +94,17 @@ class SidecarDriver:
 
     def start(self) -> GuestDescription:
         """Start the process now, whatever `auto_start` says. Raises PluginLoadError."""
-        with self._lock:
-            try:
-                worker, description = self._launch()
-            except (PluginCrashed, PluginUnavailable) as error:
-                raise PluginLoadError(
-                    f"plugin {self.manifest.name!r} did not start: {error}",
-                    plugin=self.manifest.name,
-                    folder=self.manifest.folder,
-                ) from error
-            self._worker = worker
-            self._described = True
-            self._open_route()
+        try:
+            worker, description = self._launch()
+        except (PluginCrashed, PluginUnavailable) as error:
+            raise PluginLoadError(
+                f"plugin {self.manifest.name!r} did not start: {error}",
+                plugin=self.manifest.name,
+                folder=self.manifest.folder,
+            ) from error
+        self._worker = worker
+        self._described = True
+        self._open_route()
         return description
 
     @property
@@ -142,18 +148,25 @@ class SidecarDriver:
         """Take no more calls and ask the process to end; `close` waits for it."""
         self._closed = True
         self.route.channel = None
-        worker = self._worker
-        if worker is not None:
-            worker.begin_stop()
+        for worker in (self._worker, self._launching):
+            if worker is not None:
+                worker.begin_stop()
 
     def close(self) -> None:
         """End the process and wait until it is gone. Idempotent."""
         self.begin_close()
         with self._lock:
-            worker, self._worker = self._worker, None
-            if worker is not None:
-                worker.stop()
-            self._executable.close()
+            starting, worker = self._starting, self._worker
+            retired = list(self._retired)
+            self._worker = None
+        if worker is not None:
+            worker.stop()
+        for old in retired:
+            old.stop()
+        if starting is not None:
+            # It finds the driver closed and ends what it started.
+            wait([starting], self.manifest.sidecar.stop_timeout + HANDSHAKE_TIMEOUT)
+        self._executable.close()
 
     # -- the running process ------------------------------------------------------------------
 
@@ -165,44 +178,68 @@ class SidecarDriver:
         worker = self.running_worker
         if worker is not None:
             return worker
+        starting = self._begin_start()
         left = (deadline_ns - time.monotonic_ns()) / 1e9
-        if not self._lock.acquire(timeout=max(0.0, left)):
-            raise SlotTimeout(
-                f"plugin {self.manifest.name!r} was still starting when the time was up",
-                plugin=self.manifest.name,
-            )
         try:
-            worker = self.running_worker
-            if worker is not None:
-                return worker
-            self._refuse_if_unavailable()
-            first = self._worker is None
-            try:
-                worker, description = self._launch()
-            except PluginLoadError as error:
-                self._failures += 1
-                self._last_cause = str(error)
-                raise
-            self._worker = worker
-            self._restarts += not first
-            announce = not self._described
-            self._described = True
-        finally:
-            self._lock.release()
-        if announce:
+            return starting.result(min(max(0.0, left), threading.TIMEOUT_MAX))
+        except FutureTimeout as error:
+            if starting.done():
+                raise  # the start's own
+            raise self._still_starting() from error
+
+    async def worker_async(self, deadline_ns: int) -> Worker:
+        """Return the running process as `worker` does, without blocking the event loop."""
+        starting = asyncio.wrap_future(self._begin_start())
+        left = (deadline_ns - time.monotonic_ns()) / 1e9
+        done, _ = await asyncio.wait([starting], timeout=max(0.0, left))
+        if not done:
+            raise self._still_starting()
+        return starting.result()
+
+    def _still_starting(self) -> SlotTimeout:
+        return SlotTimeout(
+            f"plugin {self.manifest.name!r} was still starting when the time was up",
+            plugin=self.manifest.name,
+        )
+
+    def _begin_start(self) -> Future[Worker]:
+        """Start a process off the callers' threads, one for all who wait, whatever their time."""
+        with self._lock:
+            if self._starting is None or self._starting.done():
+                worker = self.running_worker
+                if worker is not None:
+                    running: Future[Worker] = Future()
+                    running.set_result(worker)
+                    return running
+                self._refuse_if_unavailable()
+                self._starting = self.jobs.submit(self._start)
+            return self._starting
+
+    def _start(self) -> Worker:
+        first = self._worker is None
+        try:
+            worker, description = self._launch()
+        except PluginLoadError as error:
+            self._failed(str(error))
+            raise
+        if not self._described:
             self._on_described(description)
-        return worker
+            self._described = True
+        with self._lock:
+            if not self._closed:
+                self._worker = worker
+                self._restarts += not first
+                return worker
+        worker.stop()
+        raise PluginUnavailable(
+            f"plugin {self.manifest.name!r} was closed while it started", plugin=self.manifest.name
+        )
 
     @property
     def running_worker(self) -> Worker | None:
         """The running process, or None where one has to be started first."""
         worker = self._worker
         return None if worker is None or worker.channel.lost else worker
-
-    async def worker_async(self, deadline_ns: int) -> Worker:
-        """Return the running process as `worker` does, without blocking the event loop."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.executor, self.worker, deadline_ns)
 
     def succeeded(self) -> None:
         """Forgive the failures before a call that was answered."""
@@ -223,18 +260,27 @@ class SidecarDriver:
     def release(self, worker: Worker) -> None:
         """End the process after its last call, where `keep_alive` is off."""
         if not self.manifest.sidecar.keep_alive and worker.channel.retire():
-            self.executor.submit(worker.stop)
+            self._retired.add(worker)
+            self.jobs.submit(self._stop_retired, worker)
+
+    def _stop_retired(self, worker: Worker) -> None:
+        worker.stop()
+        self._retired.discard(worker)
 
     def resubmit(self, call: Call) -> None:
         """Send a future's call again that never reached the guest."""
-        self.executor.submit(self._resubmit, call)
+        try:
+            self.jobs.submit(self._resubmit, call)
+        except RuntimeError:  # the interpreter is shutting down
+            call.future.cancel()
 
     def _resubmit(self, call: Call) -> None:
         future: Future[Any] = call.future
-        template = RequestTemplate(call.slot)
         try:
-            data = self.exchange(template, call.parameters, call.deadline, call.scope)
-        except ZenoError as error:
+            data = self.exchange(
+                RequestTemplate(call.slot), call.parameters, call.deadline, call.scope
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the future's
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
         else:
@@ -303,9 +349,11 @@ class SidecarDriver:
             make_environment(manifest),
             executable.pass_fds,
         )
-        return Worker(
+        worker = Worker(
             manifest, process, self._host, self._monitor, self.executor, self.resubmit, self._ended
         )
+        self._launching = worker
+        return worker
 
     def _greet(self, worker: Worker) -> GuestDescription:
         limit = self.manifest.sidecar.timeout or HANDSHAKE_TIMEOUT
@@ -322,15 +370,18 @@ class SidecarDriver:
         slots = parse_slots(answers[1], self.manifest.name) if len(answers) > 1 else None
         return GuestDescription(info, slots)
 
-    def _ended(self, crash: PluginCrashed) -> None:
+    def _ended(self, crash: PluginCrashed, busy: bool) -> None:
         """Count an end that nobody asked for; a clean one between two calls is none."""
         self.route.channel = None
         if self._closed:
             return
-        if crash.exit_status != 0:
-            self._failures += 1
-            self._last_cause = str(crash)
+        if busy or crash.exit_status != 0:
+            self._failed(str(crash))
         plugin_logger(self.manifest.name).warning("%s", crash)
+
+    def _failed(self, cause: str) -> None:
+        self._failures += 1
+        self._last_cause = cause
 
 
 class SidecarSlot(DirectSlot):
@@ -373,16 +424,19 @@ class SidecarSlot(DirectSlot):
         driver = self._driver
         source = iter(many)
         window: deque[tuple[Worker, Call, bytes, int]] = deque()
+        width = max(1, min(WINDOW, driver.manifest.sidecar.max_queue // 2))
+        used: set[Worker] = set()
         exhausted = False
         try:
             while window or not exhausted:
-                if not exhausted and len(window) <= WINDOW // 2:
-                    payloads = self._take(source, WINDOW - len(window))
+                if not exhausted and len(window) <= width // 2:
+                    payloads = self._take(source, width - len(window))
                     exhausted = not payloads
                     window.extend(self._start_many(payloads, timeout, scope))
                 if not window:
                     break
                 worker, call, payload, deadline_ns = window.popleft()
+                used.add(worker)
                 try:
                     data = worker.channel.wait_for(call)
                 except NotSent:
@@ -391,10 +445,10 @@ class SidecarSlot(DirectSlot):
                     driver.succeeded()
                 yield data
         finally:
-            workers = {worker for worker, *_ in window}
             for worker, call, *_ in window:
+                used.add(worker)
                 worker.channel.abandon(call)
-            for worker in workers:
+            for worker in used:
                 driver.release(worker)
 
     def _take(self, source: Iterator[Parameters], count: int) -> list[bytes]:

@@ -51,7 +51,13 @@ class SlotFuture(Future[Any]):
         if self.done():
             super().add_done_callback(fn)
         else:
-            super().add_done_callback(lambda _: self._executor.submit(fn, self))
+            super().add_done_callback(lambda _: self._call_back(fn))
+
+    def _call_back(self, fn: Callable[[Future[Any]], object]) -> None:
+        try:
+            self._executor.submit(fn, self)
+        except RuntimeError:  # the interpreter is shutting down
+            fn(self)
 
     def _read_along(self, timeout: float | None) -> float | None:
         """Read the channel until the answer is there or time is up; return the time left."""

@@ -37,13 +37,15 @@ class Monitor:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._woken = False
         self._closing = False
         self._owner_pid = os.getpid()
 
     def run_soon(self, job: Job) -> None:
         """Run a job in the monitor's thread; safe from any thread, never blocks."""
         self._jobs.append(job)
-        if len(self._jobs) == 1:
+        if not self._woken:
+            self._woken = True
             self._wake()
         if self._thread is None:
             self._start()
@@ -126,6 +128,7 @@ class Monitor:
                     os.read(self._wake_out, 4096)
                 else:
                     self._run_job(key.data)
+            self._woken = False  # before the jobs are taken: one added from now on wakes anew
             while self._jobs:
                 self._run_job(self._jobs.popleft())
             while self._timers and self._timers[0][0] <= time.monotonic():

@@ -29,16 +29,17 @@ class LoopWatcher:
     is_loop = True
 
     def __init__(self, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
+        self._read_fd = -1
+        self._write_fd = -1  # only while output waits, or the guest would not see its input end
         self._channel = channel
         self._loop = loop
         self._thread = threading.get_ident()
-        self._read_fd = os.dup(channel.read_fd)
-        self._write_fd = -1  # only while output waits, or the guest would not see its input end
         self._armed = False
         self._arming = False
         self._settling = False
         self._settled: deque[Call] = deque()
         self._waiting = 0
+        self._read_fd = os.dup(channel.read_fd)
         channel.add_watcher(self)
 
     def arm(self) -> None:
@@ -83,6 +84,10 @@ class LoopWatcher:
             self._close_now()
         else:
             self._in_loop(self._close_now)
+
+    def __del__(self) -> None:
+        # A loop that was closed before it ran `_close_now` has forgotten this watcher by then.
+        self._close_descriptors()
 
     def _in_loop(self, function: Callable[[], None]) -> None:
         try:
@@ -152,7 +157,7 @@ class MonitorWatcher:
         self._resubmit = resubmit
         self._armed = False
         self._arming = False
-        self._writing = False
+        self._write_fd = -1  # watched while output waits; borrowed from the channel
         self._closed = False
         self._seen_calls = 0
         self._deadlines: list[tuple[int, int, Call]] = []
@@ -182,7 +187,7 @@ class MonitorWatcher:
 
     def _turn_is_due(self) -> bool:
         """Tell whether the output is in a state that no watched event will show."""
-        return self._channel.broken or (self._channel.wants_write and not self._writing)
+        return self._channel.broken or (self._channel.wants_write and self._write_fd < 0)
 
     def deliver(self, call: Call) -> None:
         """Settle the future of a finished call; what never reached the guest is sent again."""
@@ -190,6 +195,11 @@ class MonitorWatcher:
             self._resubmit(call)
         else:
             call.settle()
+
+    def stop_writing(self) -> None:
+        """Let go of the channel's write end, which is about to be closed."""
+        if self._write_fd >= 0:
+            self._monitor.run_and_wait(self._unwatch_write)
 
     def close(self) -> None:
         """Stop watching; the channel's descriptors may be closed afterwards."""
@@ -217,12 +227,11 @@ class MonitorWatcher:
             self._seen_calls = self._channel.calls
             self._monitor.run_at(time.monotonic() + IDLE_AFTER, self._arm_if_idle)
         elif flags & PUMP_WANTS_WRITE:
-            if not self._writing:
-                self._writing = True
-                self._monitor.watch(self._channel.write_fd, self._ready, write=True)
-        elif self._writing:
-            self._writing = False
-            self._monitor.unwatch(self._channel.write_fd)
+            if self._write_fd < 0 <= self._channel.write_fd:
+                self._write_fd = self._channel.write_fd
+                self._monitor.watch(self._write_fd, self._ready, write=True)
+        else:
+            self._unwatch_write()
 
     def _arm_if_idle(self) -> None:
         if self._closed or self._armed:
@@ -237,9 +246,12 @@ class MonitorWatcher:
         if self._armed:
             self._armed = False
             self._monitor.unwatch(self._channel.read_fd)
-        if self._writing:
-            self._writing = False
-            self._monitor.unwatch(self._channel.write_fd)
+        self._unwatch_write()
+
+    def _unwatch_write(self) -> None:
+        if self._write_fd >= 0:
+            self._monitor.unwatch(self._write_fd)
+            self._write_fd = -1
 
     def _schedule(self) -> None:
         with self._lock:

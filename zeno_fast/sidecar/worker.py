@@ -16,7 +16,7 @@ from zeno_fast._call import Call, RequestTemplate
 from zeno_fast._channel import Channel
 from zeno_fast._pipe import Pipe
 from zeno_fast.errors import PluginCrashed, PluginUnavailable
-from zeno_fast.host.functions import HostFunctions, HostRefusal
+from zeno_fast.host.functions import UNKNOWN_CALL, HostFunctions, HostRefusal
 from zeno_fast.log import GuestLog, plugin_logger
 from zeno_fast.sidecar.future import SlotFuture
 from zeno_fast.sidecar.monitor import Monitor
@@ -39,7 +39,7 @@ class Worker:
     Args:
         process: Just started; owned from now on.
         resubmit: Takes a future's call that never reached the guest.
-        on_end: Is told once, with the cause, when the process ended by itself.
+        on_end: Is told once when the process ended by itself: why, and if calls were pending.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Worker:
         monitor: Monitor,
         executor: Executor,
         resubmit: Callable[[Call], None],
-        on_end: Callable[[PluginCrashed], None],
+        on_end: Callable[[PluginCrashed, bool], None],
     ) -> None:
         self._manifest = manifest
         self._plugin = manifest.name
@@ -156,10 +156,13 @@ class Worker:
                 message, error=f"more than {MAX_HOST_CALLS} host calls at the same time"
             )
             return
-        call = self.channel.sole_call()
+        # Without a call_id, which is ours, a host call belongs to the only call that is pending.
+        named = message.get("call_id")
+        call = self.channel.sole_call() if named is None else self.channel.pending_call(named)
+        scope = call.scope if call is not None else UNKNOWN_CALL
         self._host_calls += 1
         try:
-            self._executor.submit(self._run_host_call, message, call.scope if call else None)
+            self._executor.submit(self._run_host_call, message, scope)
         except RuntimeError as error:  # the interpreter is shutting down
             self._host_calls -= 1
             self._answer_host_call(message, error=str(error))
@@ -248,7 +251,8 @@ class Worker:
             return
         self._read_stderr()
         self._stderr_log.finish()
-        self._on_end(self._crash(status, None))  # first, so that whoever is woken finds it counted
+        # First, so that whoever is woken finds it counted.
+        self._on_end(self._crash(status, None), self.channel.in_flight > 0)
         self.channel.lose(lambda call: self._crash(status, call))
         self._tear_down()
 
@@ -297,6 +301,7 @@ class Worker:
             )
         )
         self._close_loops()
+        self._watcher.stop_writing()
         self.channel.close_write()
         self._watcher.arm_soon()
 
