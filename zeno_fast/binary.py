@@ -27,7 +27,7 @@ from zeno_fast.platforms import WASM, this_machine
 if sys.platform == "linux":
     import fcntl
 
-__all__ = ["Executable", "check_binary", "open_executable", "read_wasm"]
+__all__ = ["Executable", "build_command", "check_binary", "open_executable", "read_wasm"]
 
 # By the file's ending; the interpreter's options stand before the file.
 _INTERPRETERS: dict[str, tuple[str, ...]] = {
@@ -109,14 +109,15 @@ def read_wasm(manifest: Manifest) -> bytes:
         found = describe(data[:HEAD])
         if found == "a WASM module":
             found = f"a WASM module of version {int.from_bytes(data[4:8], 'little')}"
+        elif found is None and binary.path.suffix.lower() in _INTERPRETERS:
+            found = "a script, by its name"
         hint = ""
         if found == "WebAssembly text":
             hint = "; let its name end in .wat, or compile it, with wat2wasm for example"
-        elif is_program(data[:8]):
-            hint = "; is `type: sidecar` missing in the manifest?"
-        begins = f"it begins with {data[:16]!r}"
-        raise binary.error(f"not a WASM module: it is {found}{hint}" if found else
-                           f"not a WASM module: {begins}")  # fmt: skip
+        elif is_program(data[:8]) or (found or "").startswith("a script"):
+            hint = "; to run it as a program, add `type: sidecar` to the manifest"
+        kind = f"is {found}" if found else f"begins with {data[:16]!r}"
+        raise binary.error(f"not a WASM module: it {kind}{hint}")
     return data
 
 
@@ -153,6 +154,20 @@ def open_executable(manifest: Manifest) -> Executable:
         executable.close()
         raise
     return executable
+
+
+def build_command(file: Path) -> str:
+    """Return what a comment `# build: ...` in a manifest says, or ""."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""  # it was there when the plugin was loaded; it is only asked for a hint
+    for line in text.splitlines():
+        mark, _, command = line.partition("build:")
+        if mark.strip() == "#":
+            # The line `# build: nothing to build` is for readers.
+            return "" if command.split()[:1] == ["nothing"] else command.strip()
+    return ""
 
 
 def check_binary(manifest: Manifest) -> None:
@@ -283,6 +298,9 @@ class _Binary:
             return f", but there is `{other.name}`: is that the one that `binary` should name?"
         if os.name != "nt" and "\\" in path.name:
             return "; write the path with `/`"
+        build = build_command(self.manifest.file)
+        if build:
+            return f"; build it with: {build}"
         if not path.parent.is_dir():
             return f": there is no folder {path.parent}"
         return "; was the plugin built?"

@@ -38,6 +38,8 @@ def describe(head: bytes) -> str | None:
         return "a WASM component" if head[6:8] == b"\1\0" else "a WASM module"
     if head.lstrip().startswith((b"(module", b"(component", b";;")):
         return "WebAssembly text"
+    if head.startswith(b"#!"):
+        return "a script"
     return next((kind for marks, kind in _MARKS if head.startswith(marks)), None)
 
 

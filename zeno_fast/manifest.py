@@ -16,8 +16,8 @@ from zeno_fast.errors import ManifestError, PluginLoadError
 from zeno_fast.permissions import Permissions, understands_url_pattern
 from zeno_fast.platforms import WASM, Machine, this_machine
 from zeno_fast.plugin import EMPTY, SlotDefinition
-from zeno_fast.schema import Document, Fields, did_you_mean
-from zeno_fast.slots import MalformedSlots, read_slots
+from zeno_fast.schema import Document, Fields, did_you_mean, nearest
+from zeno_fast.slots import MalformedSlots, check_declared, read_slots
 from zeno_fast.yaml_source import (
     ListNode,
     MappingNode,
@@ -96,7 +96,7 @@ class WasmOptions:
     fresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Manifest:
     """What a plugin's folder says of itself; checked, and as it applies to this machine.
 
@@ -134,6 +134,10 @@ class Manifest:
     sha256: str | None = None
     warnings: tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+
+    def __repr__(self) -> str:
+        about = f"{self.name} {self.version}".rstrip()
+        return f"<Manifest {about}, {self.type}, {self.folder}>"
 
     @classmethod
     def load(
@@ -243,8 +247,9 @@ class _Reader:
         if node is None:
             entry = self.fields.node.entries.get("name")
             problem = "is empty" if entry else "is missing"
+            hint = None if entry else self._misspelt("name")
             raise self.document.error(
-                problem, entry[1] if entry else self.fields.node, "name", expected
+                problem, entry[1] if entry else self.fields.node, "name", expected, hint
             )
         name = self.document.text(node, "name")
         if not _NAME.fullmatch(name):
@@ -257,6 +262,11 @@ class _Reader:
                 f"for example `{better}`" if better else None,
             )
         return name
+
+    def _misspelt(self, key: str) -> str | None:
+        entries = self.fields.node.entries
+        near = nearest(key, entries)
+        return f"did you mean `{near}` on line {entries[near][0].line}?" if near else None
 
     def _config(self) -> dict[str, ConfigParameter]:
         section = self.fields.section("config")
@@ -422,16 +432,8 @@ class _Reader:
             raise self.document.error(error.problem, culprit, error.place, error.expected) from None
         if slots is None:
             raise self.document.error("lists no slots", node, "slots", "a list of slots")
-        items = node.items if isinstance(node, ListNode) else []
-        for index, item in enumerate(items):
-            if isinstance(item, MappingNode):
-                self._check_slot_keys(Fields(self.document, item, f"slots[{index}]"))
+        check_declared(self.document, node)
         return slots
-
-    def _check_slot_keys(self, slot: Fields) -> None:
-        for key in ("name", "description", "example", "inputs", "outputs", "idempotent"):
-            slot.get(key)
-        slot.finish()
 
     def _warn_of_idle_sections(self, stated: str, binaries: Mapping[str, str]) -> None:
         entries = self.fields.node.entries

@@ -76,7 +76,7 @@ class GuestDescription:
     slots: tuple[SlotDefinition, ...] | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class LoadedPlugin:
     """A plugin that is loaded: what it is, what it offers, how it does.
 
@@ -92,6 +92,11 @@ class LoadedPlugin:
     driver: Driver
     slots: Mapping[str, SlotDefinition]
     version: str = ""
+
+    def __repr__(self) -> str:
+        about = f"{self.name} {self.version}".rstrip()
+        slots = "1 slot" if len(self.slots) == 1 else f"{len(self.slots)} slots"
+        return f"<LoadedPlugin {about}, {self.kind}, {slots}>"
 
     @property
     def name(self) -> str:

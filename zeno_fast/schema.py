@@ -12,7 +12,7 @@ from typing import Any
 from zeno_fast.errors import ManifestError
 from zeno_fast.yaml_source import ListNode, MappingNode, Node, ScalarNode, plain
 
-__all__ = ["Document", "Fields", "did_you_mean"]
+__all__ = ["Document", "Fields", "did_you_mean", "nearest"]
 
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(ms|s|m|h)")
@@ -22,11 +22,17 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([kmg]i?)?b", re.IGNORECASE)
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
-    """Return `did you mean ...?` for a near miss of one of the choices, else None."""
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that the word nearly is, else None."""
     plain_choices = {choice.lower().replace("_", "-"): choice for choice in choices}
     close = difflib.get_close_matches(word.lower().replace("_", "-"), plain_choices, n=1)
-    return f"did you mean `{plain_choices[close[0]]}`?" if close else None
+    return plain_choices[close[0]] if close else None
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
+    """Return `did you mean ...?` for a near miss of one of the choices, else None."""
+    near = nearest(word, choices)
+    return f"did you mean `{near}`?" if near else None
 
 
 def _kind(node: Node) -> str:

@@ -1,4 +1,7 @@
-"""Reads slot definitions, tolerant of the many ways in which guests write them."""
+"""Reads slot definitions, tolerant of the many ways in which guests write them.
+
+What a manifest declares is read the same way, and then checked for slips: its author can mend them.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,25 @@ from typing import Any
 
 from zeno_fast.errors import ProtocolError
 from zeno_fast.plugin import EMPTY, InputDefinition, SlotDefinition
+from zeno_fast.schema import Document, Fields, did_you_mean
+from zeno_fast.yaml_source import ListNode, MappingNode, Node, ScalarNode, plain
 
-__all__ = ["MalformedSlots", "parse_slots", "read_slots"]
+__all__ = ["MalformedSlots", "check_declared", "parse_slots", "read_slots"]
 
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
+
+_SLOT_KEYS = ("name", "description", "example", "inputs", "outputs", "idempotent")
+_INPUT_KEYS = ("type", "required", "default", "description")
+# The words for types that calls are checked by, and the JSON type that each means.
+_TYPES = {
+    **dict.fromkeys(("string", "str", "text"), "string"),
+    **dict.fromkeys(("int", "integer", "int32", "int64"), "integer"),
+    **dict.fromkeys(("number", "float", "double", "float64"), "number"),
+    **dict.fromkeys(("bool", "boolean"), "boolean"),
+    **dict.fromkeys(("object", "map", "dict"), "object"),
+    **dict.fromkeys(("array", "list"), "array"),
+    **dict.fromkeys(("any", ""), "any"),
+}
 
 
 class MalformedSlots(ValueError):
@@ -99,12 +117,8 @@ def _slot(raw: Any, name: str | None, plugin: str, path: tuple[str | int, ...]) 
 
 def _inputs(raw: Any, path: tuple[str | int, ...]) -> Mapping[str, InputDefinition]:
     required: Any = ()
-    if (
-        isinstance(raw, Mapping)
-        and raw.get("type") == "object"
-        and isinstance(raw.get("properties"), Mapping)
-    ):
-        required = raw.get("required") or ()  # a JSON schema, as some guests send it
+    if isinstance(raw, Mapping) and _is_schema(raw):
+        required = raw.get("required") or ()
         raw, path = raw["properties"], (*path, "properties")
     if raw is None:
         return EMPTY
@@ -183,3 +197,93 @@ def _json(raw: Any, limit: int | None = 60) -> str:
     """Show a value in a message, or an example that a guest gave as an object."""
     text = json.dumps(raw, ensure_ascii=False, default=str)
     return text if limit is None or len(text) <= limit else text[: limit - 3] + "..."
+
+
+def check_declared(document: Document, node: Node) -> None:
+    """Warn of slips in the slots of a manifest that `read_slots` has understood.
+
+    Raises ManifestError where a default is not of the declared type.
+    """
+    for place, slot in _children(node, "slots"):
+        if not isinstance(slot, MappingNode):
+            continue
+        fields = Fields(document, slot, place)
+        for key in _SLOT_KEYS:
+            fields.get(key)
+        fields.finish()
+        inputs = fields.get("inputs")
+        if inputs is not None:
+            _check_inputs(document, inputs, fields.key("inputs"))
+
+
+def _check_inputs(document: Document, node: Node, place: str) -> None:
+    if isinstance(node, MappingNode) and _is_schema(plain(node)):
+        # The keys of a JSON schema are many, and they are its own.
+        for inner, item in _children(node.entries["properties"][1], f"{place}.properties"):
+            if isinstance(item, MappingNode):
+                _check_type(document, Fields(document, item, inner))
+        return
+    for inner, item in _children(node, place):
+        if isinstance(item, MappingNode):
+            fields = Fields(document, item, inner)
+            for key in _INPUT_KEYS if isinstance(node, MappingNode) else ("name", *_INPUT_KEYS):
+                fields.get(key)
+            fields.finish()
+            _check_type(document, fields)
+        elif isinstance(node, MappingNode) and isinstance(item, ScalarNode) and item.value:
+            _type_of(document, item, inner)
+
+
+def _check_type(document: Document, fields: Fields) -> None:
+    node = fields.get("type")
+    declared = "any"
+    if isinstance(node, ScalarNode):
+        declared = _type_of(document, node, fields.key("type"))
+    default = fields.get("default")
+    if default is None or declared == "any":
+        return
+    found = _json_type(plain(default))
+    # As for the parameters of a call: 2.0 is a whole number, and a whole number is a number.
+    if declared != found and not (declared == "number" and found == "integer"):
+        raise document.error(
+            f"{_json(plain(default))} does not fit the type",
+            default,
+            fields.key("default"),
+            f"a value of the type {declared}",
+            "put it in quotes"
+            if declared == "string" and isinstance(default, ScalarNode)
+            else None,
+        )
+
+
+def _type_of(document: Document, node: ScalarNode, place: str) -> str:
+    word = node.text.strip().lower()
+    if word not in _TYPES:
+        known = [known for known in _TYPES if known]
+        document.warn(
+            f"`{node.text}` is not a known type", node, place, hint=did_you_mean(word, known)
+        )
+    return _TYPES.get(word, "any")
+
+
+def _json_type(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return "integer"
+    kinds = {str: "string", float: "number", dict: "object", list: "array"}
+    return kinds[type(value)]
+
+
+def _is_schema(inputs: Mapping[str, Any]) -> bool:
+    """Tell whether inputs are a JSON schema, as some guests send it, and not parameters by name."""
+    return inputs.get("type") == "object" and isinstance(inputs.get("properties"), Mapping)
+
+
+def _children(node: Node, place: str) -> list[tuple[str, Node]]:
+    """Return what is in a list or mapping, each with its dotted key."""
+    if isinstance(node, ListNode):
+        return [(f"{place}[{index}]", item) for index, item in enumerate(node.items)]
+    if isinstance(node, MappingNode):
+        return [(f"{place}.{key}", item) for key, (_, item) in node.entries.items()]
+    return []

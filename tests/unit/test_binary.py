@@ -332,7 +332,7 @@ def test_a_module_may_be_in_a_file_that_is_called_text(plugin):
     [
         (b"hello world, this is text", "it begins with b'hello world, thi'"),
         (b"\0asm\x0d\0\1\0", "a WASM component"),
-        (elf(), "is `type: sidecar` missing"),
+        (elf(), "add `type: sidecar`"),
     ],
 )
 def test_what_is_neither_text_nor_a_module_is_refused_whatever_it_is_called(plugin, data, words):
@@ -350,14 +350,34 @@ def test_what_is_neither_text_nor_a_module_is_refused_whatever_it_is_called(plug
         (b"\0asm", "WASM module of version 0"),
         (b"\0asm\x0d\0\1\0", "a WASM component"),
         (b"(module)", "let its name end in .wat"),
-        (elf(), "is `type: sidecar` missing"),
-        (b"MZ\x90\0", "a Windows program"),
+        (elf(), "add `type: sidecar`"),
+        (b"MZ\x90\0", "a Windows program; to run it as a program, add `type: sidecar`"),
+        (b"#!/bin/sh\n", "a script; to run it as a program, add `type: sidecar`"),
     ],
 )
 def test_F9_what_is_no_wasm_module_is_refused(plugin, data, words):
     with pytest.raises(PluginLoadError) as caught:
         check_binary(plugin("p.wasm", data, kind="wasm"))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["p.py", "p.js", "p.PHP"])
+def test_a_script_is_known_by_its_name_where_a_wasm_module_should_be(plugin, name):
+    with pytest.raises(PluginLoadError, match=r"a script, by its name; .* add `type: sidecar`"):
+        check_binary(plugin(name, "print(1)", kind="wasm"))
+
+
+@pytest.mark.parametrize("name", ["worker", "bin/worker"])
+def test_a_missing_binary_is_built_with_what_the_manifest_says(plugin, name):
+    manifest = plugin(name, None, more="# build: make worker\n")
+    with pytest.raises(PluginLoadError, match=r"no such file; build it with: make worker$"):
+        check_binary(manifest)
+
+
+def test_a_manifest_that_says_nothing_to_build_gives_no_command(plugin):
+    manifest = plugin("worker", None, more="# build: nothing to build\n")
+    with pytest.raises(PluginLoadError, match=r"was the plugin built\?$"):
+        check_binary(manifest)
 
 
 def test_check_binary_leaves_nothing_open(plugin):

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,8 @@ import pytest
 import zeno_fast
 from zeno_fast.cli.app import app
 from zeno_fast.cli.call import read_parameters
-from zeno_fast.cli.demo import example_folder, example_parameters
+from zeno_fast.cli.demo import example_folder, example_parameters, fit
+from zeno_fast.manager import PluginManager
 from zeno_fast.plugin import InputDefinition, SlotDefinition
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "plugins"
@@ -115,6 +117,24 @@ def plugins(tmp_path: Path) -> Path:
     return root
 
 
+def break_plugin(root: Path, name: str = "broken") -> None:
+    (root / name).mkdir()
+    (root / name / "manifest.yaml").write_text(f"name: {name}\ntype: sidecra\n")
+
+
+@pytest.fixture
+def terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Make stdout a terminal of so many columns, without colours."""
+
+    def terminal(columns: int) -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        about = {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": str(columns), "LINES": "24"}
+        for name, value in about.items():
+            monkeypatch.setenv(name, value)
+
+    return terminal
+
+
 # -- list -----------------------------------------------------------------------------------------
 
 
@@ -145,8 +165,7 @@ def test_list_gives_programs_the_definitions_whole(run: Run, plugins: Path) -> N
 
 
 def test_list_shows_what_loads_and_fails_for_the_rest(run: Run, plugins: Path) -> None:
-    (plugins / "broken").mkdir()
-    (plugins / "broken" / "manifest.yaml").write_text("name: broken\ntype: sidecra\n")
+    break_plugin(plugins)
     result = run("list", plugins)
     assert result.status == 1
     assert "guest.echo" in result.out
@@ -154,6 +173,45 @@ def test_list_shows_what_loads_and_fails_for_the_rest(run: Run, plugins: Path) -
     assert "manifest.yaml:2:7" in result.err
     assert "did you mean `sidecar`?" in result.err
     assert list(run("list", plugins, "-o", "json").data["failures"]) == ["broken"]
+
+
+def test_list_for_programs_says_failures_once(run: Run, plugins: Path) -> None:
+    break_plugin(plugins)
+    result = run("list", plugins, "-o", "json")
+    assert (result.status, result.err) == (1, "")
+    assert "did you mean `sidecar`?" in result.data["failures"]["broken"]
+
+
+def test_list_and_call_show_what_is_odd_in_manifests(run: Run, tmp_path: Path) -> None:
+    folder = make_guest(tmp_path / "p", more="versoin: 2\n")
+    for arguments in (["list", tmp_path / "p"],
+                      ["call", "guest.echo", "value=1", "--plugins", tmp_path / "p"]):  # fmt: skip
+        result = run(*arguments)
+        assert result.status == 0
+        (line,) = result.err.splitlines()
+        assert line.startswith(f"warning: {folder / 'manifest.yaml'}:5:1: versoin: unknown key")
+
+
+def test_list_into_a_pipe_is_neither_cut_nor_padded(run: Run, tmp_path: Path) -> None:
+    words = "word " * 100
+    more = f"slots:\n  - name: a.b\n    description: {words}\n  - name: a.c\n"
+    make_guest(tmp_path / "p", more=more)
+    lines = run("list", tmp_path / "p").out.splitlines()
+    (long,) = [line for line in lines if "a.b" in line]
+    assert long.endswith(words.strip())
+    assert all(line == line.rstrip() for line in lines)
+    assert len(lines[0]) < 80
+
+
+def test_list_in_a_narrow_terminal_stacks(
+    run: Run, plugins: Path, terminal: Callable[[int], None]
+) -> None:
+    terminal(79)
+    lines = re.sub(r"\x1b\[\d+m", "", run("list", plugins).out).splitlines()
+    assert "guest 1.2.0  sidecar" in lines
+    assert "  guest.echo    value [times:int=1] Answer what came" in lines
+    terminal(80)
+    assert "plugin" in run("list", plugins).out.splitlines()[0]
 
 
 def test_list_starts_a_plugin_that_waits_for_its_first_call(run: Run, tmp_path: Path) -> None:
@@ -318,6 +376,24 @@ def test_validate_judges_every_folder(run: Run, plugins: Path) -> None:
     assert "sidecar" in result.err
 
 
+def test_validate_judges_the_folders_beside_one_that_is_missing(run: Run, plugins: Path) -> None:
+    missing = plugins / "gueste"
+    result = run("validate", plugins / "text", missing, plugins / "guest")
+    assert result.status == 2
+    assert result.out.split() == ["ok", "text", "ok", "guest"]
+    assert result.err == f"error: {missing}: no such folder; did you mean `guest`?\n"
+    data = run("validate", missing, plugins / "text", "-o", "json").data
+    assert [verdict["valid"] for verdict in data] == [False, True]
+
+
+def test_validate_refuses_a_script_as_wasm_module(run: Run, tmp_path: Path) -> None:
+    folder = make_guest(tmp_path)
+    (folder / "manifest.yaml").write_text("name: guest\nbinary: ./guest\n")
+    result = run("validate", folder)
+    assert (result.status, result.out) == (1, "")
+    assert "a script" in result.err and "add `type: sidecar`" in result.err
+
+
 def test_validate_treats_a_missing_binary_as_a_warning_unless_strict(
     run: Run, tmp_path: Path
 ) -> None:
@@ -369,11 +445,16 @@ def test_call_of_an_unknown_slot_suggests_one(run: Run, plugins: Path) -> None:
 
 
 def test_call_of_an_unknown_slot_names_what_did_not_load(run: Run, plugins: Path) -> None:
-    (plugins / "broken").mkdir()
-    (plugins / "broken" / "manifest.yaml").write_text("name: broken\ntype: sidecra\n")
-    result = run("call", "broken.slot", "--plugins", plugins)
+    break_plugin(plugins, "gues-two")
+    break_plugin(plugins, "other")
+    result = run("call", "guest.ecko", "--plugins", plugins)
     assert result.status == 2
-    assert "not loaded, so maybe it is theirs: broken" in result.err
+    assert result.err == (
+        "zeno-fast: no loaded plugin has a slot 'guest.ecko'; not loaded, so maybe it is theirs: "
+        "gues-two (manifest.yaml:2:7: type: `sidecra` is not known; expected one of `wasm`, "
+        f"`sidecar` (did you mean `sidecar`?)); see `zeno-fast list {plugins}`; "
+        "did you mean 'guest.echo'?\n"
+    )
     assert run("call", "guest.echo", "value=1", "--plugins", plugins).status == 0
 
 
@@ -381,6 +462,15 @@ def test_call_without_a_required_parameter_is_wrong_usage(run: Run, plugins: Pat
     result = run("call", "guest.echo", "--plugins", plugins)
     assert result.status == 2
     assert "value" in result.err
+
+
+def test_call_warns_of_a_parameter_that_is_nearly_declared(run: Run, plugins: Path) -> None:
+    result = run("call", "guest.echo", "value=1", "tiems=2", "zzz=3", "--plugins", plugins)
+    assert result.status == 0
+    assert result.err == ("warning: guest.echo has no parameter `tiems`; did you mean `times`?\n")
+    refused = run("call", "guest.echo", "valeu=1", "--plugins", plugins)
+    assert refused.status == 2
+    assert "did you mean `value`?" in refused.err.splitlines()[0]
 
 
 def test_call_ends_at_its_timeout(run: Run, plugins: Path) -> None:
@@ -493,7 +583,8 @@ def test_demo_says_what_an_example_needs_that_was_not_built(
     monkeypatch.setattr("zeno_fast.cli.demo.example_folder", lambda: tmp_path)
     result = run("demo")
     assert result.status == 0
-    assert "guest (no source) is not shown: has to be built with go first" in result.out
+    assert "guest (no source) is not shown: has to be built with go first: " in result.out
+    assert f"cd {folder} && CGO_ENABLED=0 go build ." in result.out
     (missing,) = run("demo", "-o", "json").data["missing"]
     assert missing["build"] == "CGO_ENABLED=0 go build ."
 
@@ -508,6 +599,45 @@ def test_demo_says_which_interpreter_an_example_wants(
     assert "is not shown: its interpreter `no-such-interpreter` is not installed" in result.out
 
 
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (100, ["plugin", "kind", "language", "slot", "answer", "median"]),
+        (75, ["plugin", "kind", "language", "slot", "answer", "median"]),
+        (74, ["plugin", "kind", "slot", "answer", "median"]),
+        (51, ["plugin", "kind", "slot", "answer", "median"]),
+        (50, ["plugin", "slot", "answer", "median"]),
+        (30, ["slot", "answer", "median"]),
+    ],
+)
+def test_a_narrow_demo_gives_up_other_columns_than_the_median(
+    width: int, columns: list[str]
+) -> None:
+    widths = {"plugin": 9, "kind": 7, "language": 10, "slot": 10, "answer": 99, "median": 9}
+    found, room = fit(widths, width)
+    assert found == columns
+    taken = sum(widths[column] for column in found if column != "answer") + 2 * (len(found) - 1)
+    assert room == max(1, width - taken)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_demo_shows_the_whole_median_in_a_narrow_terminal(
+    run: Run, terminal: Callable[[int], None], width: int
+) -> None:
+    terminal(width)
+    result = run("demo", "--seconds", "0.01")
+    assert result.status == 0, result.err
+    lines = result.out.split("\n\n")[0].splitlines()
+    rows = [line for line in lines if line.count(" \u00b5s") == 1]
+    assert len(rows) > 5
+    assert all(line.rstrip().endswith("\u00b5s") and len(line) <= width for line in rows)
+
+
+def test_demo_into_a_pipe_cuts_no_answer(run: Run) -> None:
+    lines = run("demo", "--seconds", "0.01").out.splitlines()
+    assert not [line for line in lines if "\u2026" in line or line != line.rstrip()]
+
+
 def test_the_examples_are_found_in_the_source_tree_or_the_package() -> None:
     assert (example_folder() / "text" / "text.wasm").is_file()
 
@@ -517,6 +647,71 @@ def test_a_slot_is_shown_with_its_example_or_not_at_all() -> None:
     assert example_parameters(SlotDefinition("a", example='{"x": 1}', inputs=required)) == {"x": 1}
     assert example_parameters(SlotDefinition("a", example="a: 1", inputs=required)) is None
     assert example_parameters(SlotDefinition("a")) == {}
+
+
+# -- failures for programs ------------------------------------------------------------------------
+
+
+def test_a_failure_is_json_for_programs_and_text_on_stderr(run: Run, plugins: Path) -> None:
+    wanted, call = ("--output", "json"), ("call", "guest.ehco", "--plugins", plugins)
+    for result in (run(*call, *wanted), run(*wanted, *call)):
+        assert result.status == 2
+        assert result.data == {
+            "error": {
+                "type": "SlotNotFound",
+                "message": "no loaded plugin has a slot 'guest.ehco'; did you mean 'guest.echo'?",
+                "slot": "guest.ehco",
+            }
+        }
+        assert "did you mean 'guest.echo'?" in result.err
+
+
+def test_a_failure_for_programs_holds_the_words_and_data_of_the_guest(
+    run: Run, plugins: Path
+) -> None:
+    result = run("call", "guest.fail", "--plugins", plugins, "-o", "json")
+    assert result.status == 1
+    assert result.data["error"] == {
+        "type": "SlotError", "message": "no \x1b[31mway", "plugin": "guest", "slot": "guest.fail",
+        "data": {"code": 7},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "kind"),
+    [
+        (["call", "guest.echo", "--plugins", "{plugins}"], 2, "InvalidParameters"),
+        (["call", "guest.echo", "text", "--plugins", "{plugins}"], 2, "UsageError"),
+        (["call", "guest.echo", "--json", "[", "--plugins", "{plugins}"], 2, "UsageError"),
+        (["call"], 2, "UsageError"),
+        (["call", "a.b", "--timeout", "0"], 2, "UsageError"),
+        (["call", "a.b", "--plugins", "{plugins}/none"], 2, "NothingFound"),
+        (["call", "a.b", "--plugins", "{plugins}", "--plugin", "broken"], 1, "ManifestError"),
+        (["call", "guest.silent", "--plugins", "{plugins}", "--timeout", "0.1"], 1, "SlotTimeout"),
+        (["inspect", "{plugins}/none"], 2, "NothingFound"),
+        (["inspect", "{plugins}/broken"], 1, "ManifestError"),
+        (["list", "{plugins}/none"], 2, "NothingFound"),
+    ],
+)
+def test_every_command_fails_in_json_for_programs(
+    run: Run, plugins: Path, arguments: list[str], status: int, kind: str
+) -> None:
+    break_plugin(plugins)
+    given = [argument.replace("{plugins}", str(plugins)) for argument in arguments]
+    text, first, last = run(*given), run("-o", "json", *given), run(*given, "-o", "json")
+    assert text.out == ""
+    for result in (first, last):
+        assert (result.status, result.data["error"]["type"]) == (status, kind)
+        assert result.status == text.status
+        assert result.err == text.err
+
+
+def test_a_wrong_manifest_is_told_programs_by_its_place(run: Run, plugins: Path) -> None:
+    break_plugin(plugins)
+    error = run("inspect", plugins / "broken", "-o", "json").data["error"]
+    assert (error["line"], error["column"], error["key"]) == (2, 7, "type")
+    assert error["file"] == str(plugins / "broken" / "manifest.yaml")
+    assert error["hint"] == "did you mean `sidecar`?"
 
 
 # -- the command itself ---------------------------------------------------------------------------
@@ -539,6 +734,25 @@ def test_without_its_libraries_the_command_says_how_to_install_them(tmp_path: Pa
             f"zeno-fast: the command line needs the package {library!r}; "
             "install it with: pip install 'zeno_fast[cli]'\n"
         )
+
+
+def test_the_package_runs_as_the_command(tmp_path: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "zeno_fast", "--help"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert shown.stdout.startswith("Usage: zeno-fast ")
+
+
+def test_a_loaded_plugin_is_shown_in_one_short_line() -> None:
+    with PluginManager() as manager:
+        plugin = manager.load_plugin(EXAMPLES / "text")
+        assert repr(plugin) == f"<LoadedPlugin text 1.0.0, wasm, {len(plugin.slots)} slots>"
 
 
 def test_an_encoding_that_lacks_a_letter_ends_in_no_traceback(tmp_path: Path) -> None:

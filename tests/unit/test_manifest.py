@@ -5,11 +5,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import yaml
 
 from zeno_fast import manifest
-from zeno_fast.errors import ManifestError, PluginLoadError
+from zeno_fast._envelope import InputCheck
+from zeno_fast.errors import InvalidParameters, ManifestError, PluginLoadError
 from zeno_fast.manifest import ConfigParameter, Manifest, Permissions, SidecarOptions, WasmOptions
 from zeno_fast.platforms import Machine, normal_key, this_machine
+from zeno_fast.plugin import InputDefinition, SlotDefinition
 
 LINUX = Machine("linux", "x86_64", "gnu")
 SIDECAR = "name: p\ntype: sidecar\nbinary: worker\n"
@@ -363,10 +366,97 @@ ODD = [
     ("permissions:\n  networks: ['*']\n", (5, 3), "permissions.networks", "`network`?"),
     ("config:\n  a: {typ: int}\n", (5, 7), "config.a.typ", "`type`?"),
     ("slots:\n  - name: a\n    input: {}\n", (6, 5), "slots[0].input", "`inputs`?"),
+    (
+        "slots:\n  - {name: a, inputs: {x: {typ: int}}}\n",
+        (5, 28),
+        "slots[0].inputs.x.typ",
+        "`type`?",
+    ),
+    (
+        "slots:\n  - {name: a, inputs: {x: {type: strng}}}\n",
+        (5, 34),
+        "slots[0].inputs.x.type",
+        "did you mean `string`?",
+    ),
+    ("slots:\n  - {name: a, inputs: {x: integr}}\n", (5, 27), "slots[0].inputs.x", "`integer`?"),
+    (
+        "slots:\n  - {name: a, inputs: [{name: x, requierd: true}]}\n",
+        (5, 34),
+        "slots[0].inputs[0].requierd",
+        "`required`?",
+    ),
+    ("slots:\n  a: {idempotnt: true}\n", (5, 7), "slots.a.idempotnt", "`idempotent`?"),
+    (
+        "slots:\n  - name: a\n    inputs:\n      type: object\n"
+        "      properties: {x: {type: strng, minLength: 1}}\n",
+        (8, 30),
+        "slots[0].inputs.properties.x.type",
+        "`string`?",
+    ),
     ("config:\n  a: {type: strng}\n", (5, 13), "config.a.type", "`string`?"),
     ("permissions: {network: ['https://']}\n", (4, 24), "permissions.network", "nothing"),
     ("wasm: {fuel: 5}\n", (4, 1), "wasm", "has no effect"),
 ]
+
+
+ODD_DEFAULTS = [
+    ("int", "five"), ("int", "1.5"), ("int", "true"), ("string", "5"), ("string", "1.10"),
+    ("number", "'1'"), ("bool", "1"), ("object", "[]"), ("list", "{}"), ("TEXT", "false"),
+]  # fmt: skip
+DEFAULTS = [
+    ("int", "5"), ("int64", "2.0"), ("number", "5"), ("double", "1.5"), ("str", "'5'"),
+    ("boolean", "false"), ("map", "{a: 1}"), ("array", "[1]"), ("any", "5"), ("''", "x"),
+    ("int", "null"), ("colour", "x"),
+]  # fmt: skip
+
+
+def declare(kind: str, default: str) -> str:
+    return (
+        f"{SIDECAR}slots:\n  - {{name: a, inputs: {{x: {{type: {kind}, default: {default}}}}}}}\n"
+    )
+
+
+@pytest.mark.parametrize(("kind", "default"), ODD_DEFAULTS)
+def test_a_default_that_does_not_fit_its_declared_type_is_an_error(refuse, kind, default):
+    error = refuse(declare(kind, default))
+    assert (error.line, error.column) == (5, 45 + len(kind))
+    assert error.key == "slots[0].inputs.x.default"
+    assert "does not fit the type" in str(error)
+
+
+@pytest.mark.parametrize(("kind", "default"), DEFAULTS)
+def test_a_default_that_fits_or_has_no_known_type_is_good(load, kind, default):
+    assert load(declare(kind, default)).slots
+
+
+@pytest.mark.parametrize(("kind", "default"), [*ODD_DEFAULTS, *DEFAULTS])
+def test_the_types_of_defaults_are_those_that_calls_are_checked_by(load, kind, default):
+    word, value = yaml.safe_load(f"[{kind}, {default}]")
+    check = InputCheck(SlotDefinition("a", inputs={"x": InputDefinition("x", word)}))
+    if (kind, default) in DEFAULTS:
+        assert check({"x": value}) == {"x": value}
+    else:
+        with pytest.raises(InvalidParameters):
+            check({"x": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("type: sidecar\nnmae: a\n", "did you mean `nmae` on line 2?"),
+        ("Name: a\n", "did you mean `Name` on line 1?"),
+    ],
+)
+def test_a_misspelt_name_is_pointed_at(refuse, text, hint):
+    error = refuse(text)
+    assert (error.key, error.hint) == ("name", hint)
+
+
+def test_a_manifest_is_shown_in_one_short_line(load, tmp_path):
+    assert (
+        repr(load("name: p\nversion: 1.2\nbinary: p.wasm\n"))
+        == f"<Manifest p 1.2, wasm, {tmp_path}>"
+    )
 
 
 @pytest.mark.parametrize(("text", "place", "key", "words"), ODD)

@@ -96,6 +96,13 @@ def test_inputs_are_read_in_every_form_that_guests_send(inputs, type, required, 
     )
 
 
+def test_what_a_guest_lists_may_hold_keys_types_and_defaults_that_a_manifest_may_not():
+    definition = only([{"name": "a", "icon": "x", "inputs": {"x": {"type": "zahl", "default": 1}}}])
+    assert (definition.inputs["x"].type, definition.inputs["x"].default) == ("zahl", 1)
+    definition = only([{"name": "a", "inputs": {"x": {"type": "int", "default": "five"}}}])
+    assert definition.inputs["x"].default == "five"
+
+
 def test_a_null_default_is_no_default_so_that_required_stays_required():
     definition = only([{"name": "a", "inputs": {"x": {"required": True, "default": None}}}])
     assert not definition.inputs["x"].has_default

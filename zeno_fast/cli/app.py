@@ -10,7 +10,15 @@ from zeno_fast.cli.call import call
 from zeno_fast.cli.demo import demo
 from zeno_fast.cli.inspect import inspect
 from zeno_fast.cli.list import list_plugins
-from zeno_fast.cli.output import Failure, NothingFound, explain
+from zeno_fast.cli.output import (
+    JSON,
+    Failure,
+    NothingFound,
+    error_data,
+    explain,
+    note_output,
+    print_json,
+)
 from zeno_fast.cli.validate import validate
 from zeno_fast.errors import InvalidParameters, SlotNotFound, ZenoError
 
@@ -19,7 +27,15 @@ class App(click.Group):
     """Turns what zeno_fast raises into one paragraph on stderr and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for."""
+        """Run the command that was asked for; its failure is told programs in JSON, too."""
+        try:
+            return self._invoke(ctx)
+        except click.ClickException as failure:
+            if ctx.meta.get(JSON):
+                print_json(error_data(failure))
+            raise
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (SlotNotFound, InvalidParameters) as error:
@@ -34,12 +50,18 @@ class App(click.Group):
 
 @click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="zeno_fast", message="%(prog)s %(version)s")
-def app() -> None:
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), callback=note_output, hidden=True
+)
+@click.pass_context
+def app(context: click.Context, output: str | None) -> None:
     """Run plugins: sandboxed WASM modules and native sidecars, called by the names of their slots.
 
-    Every command takes `--output json` for programs. Exit status: 0 done, 1 it failed, 2 the
-    command was wrong or what it names is not there.
+    Every command takes `--output json` for programs; a failure is then JSON, too. Exit status: 0
+    done, 1 it failed, 2 the command was wrong or what it names is not there.
     """
+    if output is not None:
+        context.default_map = {name: {"output": output} for name in app.commands}
 
 
 for command in (list_plugins, inspect, validate, call, demo):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +12,11 @@ from typing import Any
 import click
 import orjson
 
-from zeno_fast.cli.folders import FOLDER, load_plugins
-from zeno_fast.cli.output import NothingFound, common_options, explain, print_json
+from zeno_fast.cli.folders import FOLDER, load_plugins, warn_of_manifests
+from zeno_fast.cli.output import NothingFound, common_options, explain, print_json, warn
 from zeno_fast.errors import SlotError, SlotNotFound, ZenoError
 from zeno_fast.manager import PluginManager
+from zeno_fast.schema import did_you_mean, nearest
 
 
 @click.command()
@@ -56,6 +59,7 @@ def call(
     parameters = read_parameters(pairs, text)
     with PluginManager() as manager:
         failures = load_plugins(manager, folder, plugin)
+        warn_of_manifests(manager)
         try:
             if plugin is None:
                 data = manager.call(slot, parameters, timeout=timeout)
@@ -67,7 +71,9 @@ def call(
                     )
                 data = response.data
         except SlotNotFound as error:
-            raise NothingFound(_not_found(manager, error, failures)) from error
+            raise NothingFound(_not_found(manager, error, failures, folder)) from error
+        finally:
+            _warn_of_unknown(manager, slot, parameters)
     print_json(data, pretty=output == "text")
 
 
@@ -108,16 +114,49 @@ def _from_pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
     return parameters
 
 
+def _warn_of_unknown(manager: PluginManager, slot: str, parameters: Mapping[str, Any]) -> None:
+    """Warn of parameters whose names are nearly those of declared inputs."""
+    for plugin in manager.list_plugins():
+        inputs = plugin.slots[slot].inputs if slot in plugin.slots else {}
+        for key in parameters:
+            hint = None if key in inputs else did_you_mean(key, inputs)
+            if hint:
+                warn(f"{slot} has no parameter `{key}`; {hint}")
+
+
 def _not_found(
-    manager: PluginManager, error: SlotNotFound, failures: Mapping[str, ZenoError]
+    manager: PluginManager, error: SlotNotFound, failures: Mapping[str, ZenoError], root: Path
 ) -> str:
-    silent = [plugin.name for plugin in manager.list_plugins() if not plugin.slots]
-    message = explain(error)
+    if error.plugin is not None or error.slot is None:
+        return explain(error)
+    # The library's message advises a Python call; here it is an option.
+    parts = [f"no loaded plugin has a slot {error.slot!r}"]
+    theirs = [
+        f"{name} ({_reason(name, failure)})"
+        for name, failure in failures.items()
+        if any(_related(error.slot, word) for word in (name, failure.plugin or ""))
+    ]
+    if theirs:
+        command = f"zeno-fast list {shlex.quote(str(root))}"
+        parts.append(f"not loaded, so maybe it is theirs: {', '.join(theirs)}; see `{command}`")
+    plugins = manager.list_plugins()
+    silent = [plugin.name for plugin in plugins if not plugin.slots]
     if silent:
-        # The library's advice is a Python call; here it is an option.
-        message = message.partition("; " + repr(silent[0]))[0]
-        message += f"; {', '.join(silent)} lists no slots: try --plugin {silent[0]}"
-    if failures:
-        names = ", ".join(failures)
-        message += f"; not loaded, so maybe it is theirs: {names} (`zeno-fast list` says why)"
-    return message
+        parts.append(f"{', '.join(silent)} lists no slots: try --plugin {silent[0]}")
+    near = nearest(error.slot, [slot for plugin in plugins for slot in plugin.slots])
+    if near:
+        parts.append(f"did you mean {near!r}?")
+    return "; ".join(parts)
+
+
+def _related(slot: str, plugin: str) -> bool:
+    """Tell whether a slot's first word is nearly a plugin's: `php.run` and `php-high-speed`."""
+    mine, theirs = (re.split(r"[._-]", name.lower())[0] for name in (slot, plugin))
+    return bool(mine and theirs) and (mine.startswith(theirs) or theirs.startswith(mine))
+
+
+def _reason(name: str, error: ZenoError) -> str:
+    """Say in one line why a plugin was not loaded, without what the reader knows of it."""
+    text = explain(error).splitlines()[0].removeprefix(f"plugin {error.plugin or name!r}: ")
+    folder = getattr(error, "folder", None) or getattr(error, "file", Path()).parent
+    return text.replace(f"{folder}/", "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 import zeno_fast
-from zeno_fast.binary import check_binary
-from zeno_fast.cli.folders import build_command, language_of, plugin_folders
+from zeno_fast.binary import build_command, check_binary
+from zeno_fast.cli.folders import language_of, plugin_folders
 from zeno_fast.cli.output import (
     Failure,
     clean,
@@ -28,6 +28,7 @@ from zeno_fast.cli.output import (
     explain,
     make_console,
     print_json,
+    print_table,
 )
 from zeno_fast.errors import ZenoError
 from zeno_fast.manager import PluginManager
@@ -37,6 +38,9 @@ from zeno_fast.plugin import LoadedPlugin, SlotDefinition
 CALLS = 5000  # a slot, at most, and
 SECONDS = 0.3  # at most
 WARM_UP = 50
+HEADINGS = ("plugin", "kind", "language", "slot", "answer", "median")
+ANSWER = 20  # columns of an answer that the languages give way to in a narrow terminal
+MIN_ANSWER = 8  # those that other columns give way to
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ class Missing:
 @click.command()
 @click.option("--seconds", type=click.FloatRange(0.001, 60), default=SECONDS, hidden=True)
 @common_options
-def demo(seconds: float, output: str) -> None:
+@click.pass_context
+def demo(context: click.Context, seconds: float, output: str) -> None:
     """Call the example plugins that run on this machine as it is.
 
     They come with the package; nothing is built, and nothing is written to disk.
@@ -82,11 +87,12 @@ def demo(seconds: float, output: str) -> None:
             manifest = Manifest.load(folder)
             needs = what_is_missing(manifest)
             if needs is not None:
-                build = build_command(folder)
+                build = build_command(manifest.file)
                 missing.append(Missing(manifest.name, language_of(folder), needs, build))
                 continue
             shown.extend(_show_plugin(manager, manager.load_plugin(folder), seconds))
     shown.sort(key=lambda row: row.kind != "wasm")
+    failed = [f"{row.slot}: {row.error}" for row in shown if row.error]
     if output == "json":
         print_json(
             {
@@ -95,9 +101,8 @@ def demo(seconds: float, output: str) -> None:
                 "missing": [asdict(row) for row in missing],
             }
         )
-    else:
-        _print(make_console(), root, shown, missing)
-    failed = [f"{row.slot}: {row.error}" for row in shown if row.error]
+        context.exit(1 if failed else 0)
+    _print(make_console(), root, shown, missing)
     if failed:
         raise Failure("\n".join(["the demo did not go through", *failed]))
 
@@ -117,9 +122,13 @@ def what_is_missing(manifest: Manifest) -> str | None:
         check_binary(manifest)
     except ZenoError as error:
         if manifest.binary_path is not None and not manifest.binary_path.exists():
-            program = _program(build_command(manifest.folder))
-            built = f"built with {program}" if program else "built"
-            return f"has to be {built} first; see {manifest.folder.name}/{manifest.file.name}"
+            command = build_command(manifest.file)
+            if not command:
+                return f"has to be built first; see {manifest.file}"
+            return (
+                f"has to be built with {_program(command)} first: "
+                f"cd {shlex.quote(str(manifest.folder))} && {command}"
+            )
         about = f"plugin {manifest.name!r}: {manifest.binary_path}: "
         return explain(error).removeprefix(about)
     return None
@@ -195,31 +204,48 @@ def _show_plugin(manager: PluginManager, plugin: LoadedPlugin, seconds: float) -
 
 
 def _print(console: Console, root: Path, shown: list[Shown], missing: list[Missing]) -> None:
-    headings = ("plugin", "kind", "language", "slot", "answer", "median")
     rows = [_cells(row, shown[index - 1] if index else None) for index, row in enumerate(shown)]
-    # The answers get what the other columns leave; rich would narrow all columns alike.
-    others = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    others[4] = 0
-    room = max(10, console.width - sum(others) - 2 * (len(headings) - 1))
+    widths = {
+        heading: max(map(len, column))
+        for heading, *column in zip(HEADINGS, HEADINGS, *rows, strict=True)
+    }
+    columns, room = fit(widths, console.width)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in headings:
+    for heading in columns:
         table.add_column(heading, no_wrap=True, justify="right" if heading == "median" else "left")
     for row, cells in zip(shown, rows, strict=True):
-        answer = Text(cells[4], style="red" if row.error else "")
-        answer.truncate(room, overflow="ellipsis")
-        table.add_row(*map(Text, cells[:4]), answer, cells[5])
-    console.print(table)
+        texts = dict(zip(HEADINGS, map(Text, cells), strict=True))
+        texts["answer"].truncate(room, overflow="ellipsis")
+        texts["answer"].stylize("red" if row.error else "")
+        table.add_row(*(texts[heading] for heading in columns))
+    print_table(console, table)
     for example in missing:
         language = example.language or "no source"
         line = f"{example.plugin} ({language}) is not shown: {example.needs}"
         console.print(Text(clean(line), style="dim"), soft_wrap=True)
     console.print(
         f"\nEach slot above was called up to {CALLS:,} times through one manager, WASM in this "
-        "process and sidecars in their own; the median is one whole call with its JSON.",
+        "process and sidecars in their own; the median is one whole call with its JSON."
     )
     commands = [_command(row, root) for row in shown if not row.error]
     if commands:
         console.print(f"Try next: {min(commands, key=len)}", soft_wrap=True)
+
+
+def fit(widths: Mapping[str, int], width: int) -> tuple[list[str], int]:
+    """Choose the columns that a terminal has room for; return them, and how much the answers get.
+
+    rich would narrow all columns alike, the medians included.
+    """
+    columns = list(HEADINGS)
+    for dispensable in ("language", "kind", "plugin", None):
+        taken = sum(widths[column] for column in columns if column != "answer")
+        room = width - taken - 2 * (len(columns) - 1)
+        enough = ANSWER if dispensable == "language" else MIN_ANSWER
+        if dispensable is None or room >= min(enough, widths["answer"]):
+            break
+        columns.remove(dispensable)
+    return columns, max(1, room)
 
 
 def _cells(row: Shown, above: Shown | None) -> tuple[str, ...]:

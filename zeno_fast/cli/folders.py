@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from zeno_fast.cli.output import NothingFound
+from zeno_fast.cli.output import NothingFound, warn
 from zeno_fast.errors import PluginLoadError, ZenoError
 from zeno_fast.manager import PluginManager
 from zeno_fast.manifest import FILE_NAME, Manifest
@@ -79,21 +79,19 @@ def load_plugins(manager: PluginManager, root: Path, name: str | None) -> Mappin
     return failures
 
 
+def warn_of_manifests(manager: PluginManager) -> None:
+    """Show what is odd in the manifests of the loaded plugins; with `-v` the log has shown it."""
+    if not click.get_current_context().params.get("verbose"):
+        for plugin in manager.list_plugins():
+            for warning in plugin.manifest.warnings:
+                warn(warning)
+
+
 def language_of(folder: Path) -> str:
     """Guess from a plugin's sources what it is written in; "" where nothing tells."""
     for pattern, language in _LANGUAGES.items():
         if any(folder.glob(pattern)):
             return language
-    return ""
-
-
-def build_command(folder: Path) -> str:
-    """Return what a comment `# build: ...` in a manifest says, or ""."""
-    with open(folder / FILE_NAME, encoding="utf-8") as lines:
-        for line in lines:
-            mark, _, command = line.partition("build:")
-            if mark.strip() == "#":
-                return command.strip()
     return ""
 
 

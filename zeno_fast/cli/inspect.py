@@ -13,8 +13,17 @@ from rich.text import Text
 
 from zeno_fast.binary import check_binary
 from zeno_fast.cli.folders import FOLDER, language_of, read_manifest
-from zeno_fast.cli.list import signature, slot_data
-from zeno_fast.cli.output import clean, common_options, compact, explain, make_console, print_json
+from zeno_fast.cli.list import slot_data, slot_rows
+from zeno_fast.cli.output import (
+    clean,
+    common_options,
+    compact,
+    explain,
+    make_console,
+    print_json,
+    print_rows,
+    print_title,
+)
 from zeno_fast.errors import ZenoError
 from zeno_fast.manifest import Manifest
 from zeno_fast.platforms import this_machine
@@ -70,9 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 def _show(console: Console, manifest: Manifest, problem: str | None) -> None:
-    title = Text(manifest.name, style="bold")
-    title.append(f" {manifest.version}".rstrip() + f"  {manifest.type}", style="not bold")
-    console.print(title)
+    print_title(console, manifest.name, manifest.version, manifest.type)
     if manifest.description:
         console.print(Text(clean(manifest.description)), soft_wrap=True)
     sections = {"": _about(manifest, problem), **_sections(manifest)}
@@ -80,16 +87,13 @@ def _show(console: Console, manifest: Manifest, problem: str | None) -> None:
         if heading:
             console.print()
             console.print(Text(heading, style="bold"))
-        _show_rows(console, rows)
+        print_rows(console, rows)
     if manifest.slots is None:
         console.print("\nslots: none declared; the guest lists its own when it is loaded")
     else:
         console.print()
         console.print(Text("slots", style="bold"))
-        _show_rows(
-            console,
-            [(s.name, " ".join([signature(s), s.description]).strip()) for s in manifest.slots],
-        )
+        print_rows(console, slot_rows(manifest.slots))
     for warning in manifest.warnings:
         console.print(Text(f"warning: {clean(warning)}", style="yellow"), soft_wrap=True)
 
@@ -153,11 +157,3 @@ def _value(key: str, value: Any) -> str:
     if key.endswith("timeout") or key.endswith("ttl"):
         return f"{value:g} s"
     return value if isinstance(value, str) else compact(value)
-
-
-def _show_rows(console: Console, rows: list[tuple[str, str]]) -> None:
-    width = max((len(key) for key, _ in rows), default=0)
-    for key, value in rows:
-        style = "red" if key == "problem" else "dim" if value == "denied" else ""
-        line = Text.assemble((f"  {clean(key):<{width}}  ", "dim"), (clean(value), style))
-        console.print(line, soft_wrap=True)

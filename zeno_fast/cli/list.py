@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zeno_fast.cli.folders import FOLDER, load_plugins
+from zeno_fast.cli.folders import FOLDER, load_plugins, warn_of_manifests
 from zeno_fast.cli.output import (
+    NARROW,
     Failure,
     clean,
     common_options,
@@ -18,16 +21,22 @@ from zeno_fast.cli.output import (
     explain,
     make_console,
     print_json,
+    print_rows,
+    print_table,
+    print_title,
 )
 from zeno_fast.errors import ZenoError
 from zeno_fast.manager import PluginManager
 from zeno_fast.plugin import LoadedPlugin, SlotDefinition
 
+_NO_SLOTS = "lists no slots; call them with --plugin"
+
 
 @click.command("list")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @common_options
-def list_plugins(folder: Path, output: str) -> None:
+@click.pass_context
+def list_plugins(context: click.Context, folder: Path, output: str) -> None:
     """Load the plugins below DIR and list their slots."""
     with PluginManager() as manager:
         failures = load_plugins(manager, folder, None)
@@ -38,10 +47,15 @@ def list_plugins(folder: Path, output: str) -> None:
             except ZenoError as error:
                 failed[plugin.folder.name] = explain(error)
         plugins = manager.list_plugins()
+        warn_of_manifests(manager)
     if output == "json":
         print_json({"plugins": [_data(plugin) for plugin in plugins], "failures": failed})
+        context.exit(1 if failed else 0)
+    console = make_console()
+    if console.width < NARROW:
+        _print_stacked(console, plugins)
     else:
-        make_console().print(_table(plugins))
+        print_table(console, _table(plugins))
     if failed:
         lines = [f"{name}: {message}" for name, message in failed.items()]
         count = "1 plugin was" if len(failed) == 1 else f"{len(failed)} plugins were"
@@ -90,6 +104,21 @@ def signature(slot: SlotDefinition) -> str:
     return " ".join(shown)
 
 
+def _print_stacked(console: Console, plugins: list[LoadedPlugin]) -> None:
+    for index, plugin in enumerate(plugins):
+        if index:
+            console.print()
+        print_title(console, plugin.name, plugin.version, plugin.kind)
+        print_rows(console, slot_rows(plugin.slots.values()))
+        if not plugin.slots:
+            console.print(Text(f"  {_NO_SLOTS}", style="dim"), soft_wrap=True)
+
+
+def slot_rows(slots: Iterable[SlotDefinition]) -> list[tuple[str, str]]:
+    """Return the names of slots, and beside each its inputs and description."""
+    return [(slot.name, f"{signature(slot)} {slot.description}".strip()) for slot in slots]
+
+
 def _table(plugins: list[LoadedPlugin]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("plugin", "version", "kind", "slot", "parameters", "description"):
@@ -101,6 +130,6 @@ def _table(plugins: list[LoadedPlugin]) -> Table:
             table.add_row(*(Text(clean(cell)) for cell in cells))
             first = ["", "", ""]
         if not plugin.slots:
-            note = Text("lists no slots; call them with --plugin", style="dim")
+            note = Text(_NO_SLOTS, style="dim")
             table.add_row(*map(Text, first), "", "", note)
     return table

@@ -11,12 +11,20 @@ from typing import IO, Any, TypeVar
 import click
 import orjson
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from zeno_fast.errors import PluginCrashed, SlotError
+from zeno_fast.errors import PluginCrashed, SlotError, ZenoError
 
 R = TypeVar("R")
 
-WIDTH = 120  # columns where the output is no terminal
+ENDLESS = 1 << 24  # columns where the output is no terminal
+NARROW = 80  # a terminal of fewer columns gets no wide tables
+JSON = "zeno_fast.json"  # in a click context: whether the command answers in JSON
+_DETAILS = (
+    "plugin", "slot", "key", "file", "line", "column", "expected", "hint", "folder", "filename",
+    "data", "exit_status", "signal", "stderr",
+)  # fmt: skip
 # What a guest says must not steer the terminal: control characters but tab and line feed.
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 
@@ -55,6 +63,28 @@ def explain(error: Exception) -> str:
     return str(error)
 
 
+def error_data(failure: click.ClickException) -> dict[str, Any]:
+    """Return why a command failed as data that JSON can carry."""
+    error: BaseException = failure.__cause__ or failure
+    kind, message = type(error).__name__, failure.format_message()
+    if isinstance(error, click.UsageError):
+        kind = "UsageError"
+    elif isinstance(error, SlotError):
+        message = error.message  # the guest's own words
+    elif not isinstance(error, (ZenoError, OSError)):
+        kind = type(failure).__name__
+    details = {name: getattr(error, name, None) for name in _DETAILS}
+    if isinstance(error, click.ClickException):
+        details = {}
+    said = {name: value for name, value in details.items() if value not in (None, "")}
+    return {"error": {"type": kind, "message": message, **said}}
+
+
+def warn(text: str) -> None:
+    """Write one line of warning to stderr."""
+    click.echo(f"warning: {' '.join(clean(text).split())}", err=True)
+
+
 def compact(data: Any) -> str:
     """Return data as JSON on one line."""
     return orjson.dumps(data, default=str).decode()
@@ -76,9 +106,42 @@ def print_json(data: Any, *, pretty: bool = False) -> None:
 def make_console() -> Console:
     """Return a console on stdout that takes no markup from data."""
     console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = WIDTH
+    if not sys.stdout.isatty():
+        console.width = ENDLESS
     return console
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table; a file or a pipe gets no trailing blanks."""
+    if console.width < ENDLESS:
+        console.print(table)
+        return
+    for line in console.render_lines(table, pad=False):
+        text = "".join(segment.text for segment in line).rstrip(" ")
+        console.print(Text(text), soft_wrap=True)
+
+
+def print_title(console: Console, name: str, version: str, kind: str) -> None:
+    """Print the line that a plugin's details stand below."""
+    title = Text(clean(name), style="bold")
+    title.append(f" {clean(version)}".rstrip() + f"  {kind}", style="not bold")
+    console.print(title, soft_wrap=True)
+
+
+def print_rows(console: Console, rows: list[tuple[str, str]]) -> None:
+    """Print names and values, the values below each other."""
+    width = max((len(key) for key, _ in rows), default=0)
+    for key, value in rows:
+        style = "red" if key == "problem" else "dim" if value == "denied" else ""
+        line = Text.assemble((f"  {clean(key):<{width}}  ", "dim"), (clean(value), style))
+        line.rstrip()
+        console.print(line, soft_wrap=True)
+
+
+def note_output(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
+    """Remember the answer's form, for the case that the command fails."""
+    context.meta[JSON] = value == "json"
+    return value
 
 
 def common_options(command: Callable[..., R]) -> Callable[..., R]:
@@ -90,6 +153,8 @@ def common_options(command: Callable[..., R]) -> Callable[..., R]:
         type=click.Choice(["text", "json"]),
         default="text",
         show_default=True,
+        is_eager=True,
+        callback=note_output,
         help="For people, or for programs.",
     )
     @click.option("-v", "--verbose", is_flag=True, help="Show the plugins' logs on stderr.")

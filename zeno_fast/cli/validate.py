@@ -10,18 +10,28 @@ from rich.text import Text
 
 from zeno_fast.binary import check_binary
 from zeno_fast.cli.folders import FOLDER, read_manifest
-from zeno_fast.cli.output import clean, common_options, explain, make_console, print_json
+from zeno_fast.cli.output import (
+    NothingFound,
+    clean,
+    common_options,
+    explain,
+    make_console,
+    print_json,
+)
 from zeno_fast.errors import ZenoError
+from zeno_fast.manifest import Manifest
+from zeno_fast.platforms import WASM
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is to be said of one plugin folder."""
+    """What is to be said of one plugin folder, and the exit status that it asks for."""
 
     folder: str
     name: str | None
     error: str | None
     warnings: tuple[str, ...]
+    status: int = 0
 
 
 @click.command()
@@ -32,7 +42,6 @@ class Verdict:
 def validate(context: click.Context, folders: tuple[Path, ...], strict: bool, output: str) -> None:
     """Check plugins' manifests and binaries without starting anything."""
     verdicts = [_judge(folder, strict) for folder in folders]
-    wrong = [verdict for verdict in verdicts if verdict.error]
     if output == "json":
         print_json(
             [
@@ -56,18 +65,32 @@ def validate(context: click.Context, folders: tuple[Path, ...], strict: bool, ou
             click.echo(f"warning: {clean(warning)}", err=True)
         if verdict.error:
             click.echo(f"error: {clean(verdict.error)}", err=True)
-    context.exit(1 if wrong else 0)
+    context.exit(max(verdict.status for verdict in verdicts))
 
 
 def _judge(folder: Path, strict: bool) -> Verdict:
+    name = None
+    warnings: tuple[str, ...] = ()
     try:
         manifest = read_manifest(folder, strict=strict)
-    except ZenoError as error:
-        return Verdict(str(folder), getattr(error, "plugin", None), explain(error), ())
-    try:
+        name, warnings = manifest.name, manifest.warnings
         check_binary(manifest)
-    except ZenoError as error:
-        if strict:
-            return Verdict(str(folder), manifest.name, explain(error), manifest.warnings)
-        return Verdict(str(folder), manifest.name, None, (*manifest.warnings, explain(error)))
-    return Verdict(str(folder), manifest.name, None, manifest.warnings)
+    except NothingFound as error:
+        return Verdict(str(folder), None, error.message, (), error.exit_code)
+    except (ZenoError, OSError) as error:
+        text = explain(error)
+        if name is None:
+            return Verdict(str(folder), getattr(error, "plugin", None), text, (), 1)
+        if strict or _is_wrong_anywhere(manifest):
+            return Verdict(str(folder), name, text, warnings, 1)
+        warnings = (*warnings, text)
+    return Verdict(str(folder), name, None, warnings)
+
+
+def _is_wrong_anywhere(manifest: Manifest) -> bool:
+    """Tell whether a binary that failed its check would fail it on every machine.
+
+    One that is missing may be built yet, and a sidecar's may be for another system.
+    """
+    path = manifest.binary_path
+    return manifest.type == WASM and path is not None and path.exists()
