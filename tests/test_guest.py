@@ -180,6 +180,11 @@ WAIT = """
 @plugin.slot
 def wait():
     return host.call("wait")
+
+@plugin.slot
+def wait_twice():
+    host.call("wait")
+    return host.call("wait")
 """
 
 
@@ -883,6 +888,10 @@ async def sleep():
         await asyncio.sleep(3600)
     finally:
         host.log("info", "cleaned up")
+
+@plugin.slot
+async def block_the_loop():
+    return host.call("wait")
 """
 
 
@@ -915,6 +924,19 @@ def test_cancel_cancels_the_task_of_a_coroutine(start):
     assert guest.read() == answer("a", None, "cancelled")
     assert guest.end() == 0
     assert guest.stderr == ""
+
+
+def test_cancel_reaches_a_coroutine_that_has_not_begun(start):
+    guest = start(CANCEL + ECHO)
+    guest.request("scripted.block_the_loop", "1")
+    call = guest.read()
+    guest.request("scripted.sleep", "2")
+    assert guest.call("scripted.echo", parameters={"value": 1}) == answer("call", 1)
+    guest.cancel("2")
+    guest.send(type="host_response", id=call["id"], success=True, data="go on")
+    assert guest.read() == answer("1", "go on")
+    assert [guest.read().get("function") for _ in range(2)] == ["log", "log"]
+    assert guest.read() == answer("2", None, "cancelled")
 
 
 def test_cancel_drops_a_call_that_is_still_queued(start):
@@ -1085,8 +1107,6 @@ def test_sigterm_ends_the_guest_after_the_slots_that_run(start, arguments):
     for id in running:
         guest.request("scripted.wait", id)
     calls = [guest.read() for _ in running]
-    if not arguments:  # a pool may still take it before the signal is handled
-        guest.request("scripted.echo", "queued", parameters={"value": 1})
     guest.process.send_signal(signal.SIGTERM)
     for call in calls:
         guest.send(type="host_response", id=call["id"], success=True, data="finished")
@@ -1097,6 +1117,20 @@ def test_sigterm_ends_the_guest_after_the_slots_that_run(start, arguments):
     assert [each["parameters"]["message"] for each in rest] == ["shutdown", "shutdown in the loop"]
     assert guest.process.wait(PATIENCE) == 0
     assert guest.stderr == ""
+
+
+def test_sigterm_drops_the_calls_that_are_still_queued(start):
+    guest = start(WAIT + ECHO)
+    guest.request("scripted.wait_twice", "1")
+    call = guest.read()
+    guest.request("scripted.echo", "queued", parameters={"value": 1})
+    guest.send(type="host_response", id=call["id"], success=True)
+    call = guest.read()  # the queued one has been read by now
+    guest.process.send_signal(signal.SIGTERM)
+    guest.send(type="host_response", id=call["id"], success=True, data="finished")
+    assert guest.read() == answer("1", "finished")
+    assert guest.at_end() == b""
+    assert guest.process.wait(PATIENCE) == 0
 
 
 def test_sigterm_ends_an_idle_guest_whose_input_stays_open(start):
