@@ -48,7 +48,6 @@ class Channel:
         scope: Any,
         future: Any,
         watcher: Any,
-        flush: bool = True,
     ) -> Call: ...
     def start_many(
         self, template: RequestTemplate, payloads: list[bytes], deadline_ns: int, scope: Any

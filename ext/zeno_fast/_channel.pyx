@@ -171,21 +171,20 @@ cdef class Channel:
 
     def start(
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope,
-        object future, object watcher, bint flush=True,
+        object future, object watcher,
     ):
         """Start a call whose answer goes to a future; return the Call.
 
         Args:
             future: An asyncio future where `watcher` watches its loop, else a concurrent one.
             watcher: Reads when no thread does; its `deliver` gets the finished call.
-            flush: False where more calls follow at once and `flush` is called after the last.
         """
         cdef Call call = self._new_call(
             template, payload, deadline_ns, scope, LOOP if watcher.is_loop else FUTURE)
         call.target = future
         call.began_ns = monotonic_ns()
         call.watcher = watcher
-        self._start(call, flush)
+        self._start(call, True)
         return call
 
     def start_many(

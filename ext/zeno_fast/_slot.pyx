@@ -23,12 +23,14 @@ cdef class Route:
 
 
 cdef class DirectSlot:
-    """One slot of a sidecar plugin; calls over the route's channel, else through `call_slowly`.
+    """One slot of a sidecar plugin; calls over the route's channel, else through `exchange`.
 
     Args:
         definition: The slot.
         route: Shared by the plugin's slots; the driver changes it.
         timeout: Seconds that a call may take where the caller does not say.
+        exchange: The driver's way, which starts a process where none runs; it is given the
+            template, the encoded parameters, the deadline and the scope.
     """
 
     cdef readonly object definition
@@ -37,14 +39,16 @@ cdef class DirectSlot:
     cdef InputCheck _check
     cdef int64_t _timeout_ns
     cdef str _plugin
+    cdef object _exchange
 
-    def __init__(self, definition, Route route, double timeout):
+    def __init__(self, definition, Route route, double timeout, exchange):
         self.definition = definition
         self.template = RequestTemplate(definition.name)
         self._route = route
         self._check = InputCheck(definition)
         self._timeout_ns = _nanoseconds(timeout)
         self._plugin = definition.plugin
+        self._exchange = exchange
 
     cpdef bytes encode(self, object parameters):
         """Check parameters against the slot's inputs and return them as JSON."""
@@ -64,11 +68,7 @@ cdef class DirectSlot:
                 return channel.exchange(self.template, payload, deadline_ns, scope)
             except NotSent:
                 pass  # its process has ended: the driver starts another
-        return self.call_slowly(payload, deadline_ns, scope)
-
-    def call_slowly(self, payload, deadline_ns, scope):
-        """Call with encoded parameters, starting a process where none runs."""
-        raise NotImplementedError
+        return self._exchange(self.template, payload, deadline_ns, scope)
 
 
 cdef int64_t _nanoseconds(double seconds) except -1:

@@ -388,12 +388,8 @@ class SidecarSlot(DirectSlot):
     """One slot of a sidecar plugin, ready to be called."""
 
     def __init__(self, driver: SidecarDriver, definition: SlotDefinition) -> None:
-        super().__init__(definition, driver.route, driver.timeout)
+        super().__init__(definition, driver.route, driver.timeout, driver.exchange)
         self._driver = driver
-
-    def call_slowly(self, payload: bytes, deadline_ns: int, scope: Scope | None) -> Any:
-        """Call with encoded parameters, starting a process where none runs."""
-        return self._driver.exchange(self.template, payload, deadline_ns, scope)
 
     def submit(
         self, parameters: Parameters | None, timeout: float | None, scope: Scope | None
