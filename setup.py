@@ -29,9 +29,11 @@ extensions = [
     for name in (
         "_envelope",
         "_pipe",
+        "_nesting",
         "_call",
         "_output",
         "_messages",
+        "_correlator",
         "_channel",
         "_slot",
         "_wasmtime",

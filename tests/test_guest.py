@@ -627,7 +627,7 @@ def test_plugin_init_describes_the_plugin(start):
         "call",
         {
             "name": "scripted", "version": "1.2.3", "author": "Ada", "description": "Repeats",
-            "language": "Python", "protocol": 1, "features": ["cancel", "stream"],
+            "language": "Python", "protocol": 1, "features": ["cancel", "deadline", "stream"],
         },
     )  # fmt: skip
     (definition,) = guest.call("plugin_register_slots")["data"]

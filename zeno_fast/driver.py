@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from zeno_fast.plugin import GuestDescription, SlotDefinition
+from zeno_fast.stream import Stream
 
 Parameters = Mapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -41,6 +42,12 @@ class BoundSlot(Protocol):
         self, many: Iterable[Parameters], timeout: float | None, scope: Scope | None
     ) -> Iterator[Any]:
         """Call once for each of `many`, pipelined; yield the data in order."""
+        ...
+
+    def stream(
+        self, parameters: Parameters | None, timeout: float | None, scope: Scope | None
+    ) -> Stream:
+        """Return an iterator over the partial results of a call, which its first item begins."""
         ...
 
     async def call_async(

@@ -4,6 +4,7 @@ ZenoError
 ├── fix what was passed in
 │   ├── ManifestError(ValueError)       the manifest is wrong: file, line, column, key
 │   ├── InvalidParameters(ValueError)   the parameters do not fit the slot's inputs
+│   ├── MessageTooLarge(ValueError)     a request or an answer is above the limit
 │   ├── SlotNotFound(KeyError)          no loaded plugin has that slot
 │   ├── PermissionDenied(PermissionError)   the manifest does not allow it
 │   └── UsageError(RuntimeError)        the API was used in a way it does not allow
@@ -26,6 +27,7 @@ from typing import Any
 __all__ = [
     "InvalidParameters",
     "ManifestError",
+    "MessageTooLarge",
     "PermissionDenied",
     "PluginCrashed",
     "PluginLoadError",
@@ -119,6 +121,28 @@ class InvalidParameters(ZenoError, ValueError):
     ) -> None:
         super().__init__(message, plugin=plugin, slot=slot)
         self.key = key
+
+
+class MessageTooLarge(ZenoError, ValueError):
+    """A request, an answer or what waits of a stream is above the plugin's limit; nothing broke.
+
+    Attributes:
+        nbytes: Its size in bytes, or None where it is not known.
+        limit: What is allowed, in bytes: `sidecar.max_request` or `sidecar.max_response`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: int,
+        nbytes: int | None = None,
+        plugin: str | None = None,
+        slot: str | None = None,
+    ) -> None:
+        super().__init__(message, plugin=plugin, slot=slot)
+        self.nbytes = nbytes
+        self.limit = limit
 
 
 class SlotNotFound(ZenoError, KeyError):

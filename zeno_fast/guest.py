@@ -133,7 +133,7 @@ class Plugin:
         self.threads = threads
         self.info = {
             "name": name, "version": version, "author": author, "description": description,
-            "language": "Python", "protocol": 1, "features": ["cancel", "stream"],
+            "language": "Python", "protocol": 1, "features": ["cancel", "deadline", "stream"],
         }  # fmt: skip
         self.slots: dict[str, Slot] = {}
         self.definitions: list[dict[str, Any]] = []
@@ -183,7 +183,8 @@ class Plugin:
     def run(self) -> None:
         """Serve the host until it closes its end or sends SIGTERM; for the main thread, once.
 
-        From now on what reads descriptor 0 finds nothing, and what is written to 1 goes to stderr.
+        Since this module was imported by a sidecar, and elsewhere from now on, what reads
+        descriptor 0 finds nothing, and what is written to 1 goes to stderr.
         """
         host.server = server = _Server(self)
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # else it is the plugin's own
@@ -273,7 +274,7 @@ class _Server:
             "plugin_init": self._greet,
             "plugin_register_slots": lambda **_: plugin.definitions,
         }
-        self._input, self._output = _take_descriptors()
+        self._input, self._output = _protocol or _take_descriptors()
         self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._calls: dict[bytes, Call] = {}
         self._replies: dict[str, tuple[queue.SimpleQueue[Any], Call | None]] = {}
@@ -584,6 +585,9 @@ def _plain(value: Any) -> Any:
             return getattr(value, method)()
     raise TypeError(f"{type(value).__name__} is no JSON")
 
+
+# As soon as a sidecar imports this, so that nothing can print into the protocol before `run`.
+_protocol = _take_descriptors() if os.environ.get("ZENO_SIDECAR") == "true" else None
 
 _loads: Callable[[bytes], Any] = json.loads if _orjson is None else _orjson.loads
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain)

@@ -31,6 +31,7 @@ from zeno_fast.errors import (
 from zeno_fast.host.functions import HostCallback, HostFunctions
 from zeno_fast.manifest import Manifest
 from zeno_fast.plugin import EMPTY, GuestDescription, LoadedPlugin, Response, SlotDefinition
+from zeno_fast.stream import Stream
 
 if TYPE_CHECKING:
     from zeno_fast.sidecar.monitor import Monitor
@@ -64,6 +65,8 @@ class PluginManager:
         folder: Every plugin folder directly below it is loaded; what fails is logged and kept in
             `failures`. None loads nothing yet.
         timeout: Seconds that a call may take where neither the caller nor the manifest says.
+        max_message: Bytes that a sidecar's request or answer may have where its manifest does not
+            say.
         allow_absolute_binaries: Whether a manifest may name a binary by an absolute path.
 
     Raises PluginLoadError where `folder` is none.
@@ -74,11 +77,15 @@ class PluginManager:
         folder: str | os.PathLike[str] | None = None,
         *,
         timeout: float = 30.0,
+        max_message: int = 256 * 1024 * 1024,
         allow_absolute_binaries: bool = False,
     ) -> None:
         if not timeout > 0:
             raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
+        if max_message < 1024:
+            raise ValueError(f"max_message must be 1024 bytes or more, not {max_message!r}")
         self._timeout = timeout
+        self._max_message = max_message
         self._allow_absolute = allow_absolute_binaries
         self._host = HostFunctions()
         self._lock = threading.RLock()
@@ -167,6 +174,21 @@ class PluginManager:
         the iteration with its error.
         """
         return self._find(slot).map(many, timeout, scope)
+
+    def stream(
+        self,
+        slot: str,
+        parameters: Parameters | None = None,
+        *,
+        timeout: float | None = None,
+        scope: Scope | None = None,
+    ) -> Stream:
+        """Return an iterator, plain and async, over the partial results of a call.
+
+        It begins with the first `next` and ends with the final answer, whose data is then its
+        `result`; closing it gives the call up. Raises SlotNotFound and InvalidParameters at once.
+        """
+        return self._find(slot).stream(parameters, timeout, scope)
 
     async def call_async(
         self,
@@ -429,6 +451,7 @@ class PluginManager:
             self._executor,
             self._jobs,
             self._timeout,
+            self._max_message,
             describe_late,
         )
 

@@ -72,8 +72,11 @@ class SidecarOptions:
     idle_ttl: float = 0.0
     timeout: float | None = None
     stop_timeout: float = 5.0
+    cancel_timeout: float = 5.0
     max_memory: int | None = None
     max_queue: int = 16384
+    max_request: int | None = None
+    max_response: int | None = None
     strict: bool = False
 
 
@@ -343,11 +346,18 @@ class _Reader:
                 if stop is None
                 else self.document.duration(stop, section.key("stop_timeout"), zero=True)
             ),
+            cancel_timeout=section.duration("cancel_timeout") or default.cancel_timeout,
             max_queue=section.integer("max_queue", default.max_queue, 1),
+            max_request=self._message_size(section, "max_request"),
+            max_response=self._message_size(section, "max_response"),
             strict=section.flag("strict", default.strict),
         )
         section.finish()
         return options
+
+    def _message_size(self, section: Fields, name: str) -> int | None:
+        node = section.get(name)
+        return None if node is None else self.document.size(node, section.key(name), 1024, 1 << 40)
 
     def _one_worker(self, section: Fields) -> None:
         node = section.get("workers")

@@ -8,10 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from zeno_fast.errors import PluginLoadError
+
 if TYPE_CHECKING:
     from zeno_fast.driver import Driver
     from zeno_fast.manifest import Manifest
 
+PROTOCOL = 1  # the major version that this host speaks
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -74,6 +77,26 @@ class GuestDescription:
 
     info: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     slots: tuple[SlotDefinition, ...] | None = None
+
+
+def check_protocol(info: Mapping[str, Any], manifest: Manifest) -> None:
+    """Raise PluginLoadError where a guest says that it speaks another protocol than this host.
+
+    A guest may say so in `plugin_init`: `"protocol": 1`, or `"1.2"`. A higher minor version only
+    adds to it. What is no version is not looked at.
+    """
+    said = info.get("protocol")
+    if isinstance(said, bool) or not isinstance(said, (int, float, str)):
+        return
+    major = str(said).strip().partition(".")[0]
+    if major.isdecimal() and int(major) != PROTOCOL:
+        raise PluginLoadError(
+            f"plugin {manifest.name!r} speaks version {said} of the plugin protocol, and this "
+            f"zeno_fast version {PROTOCOL}; take a version of the plugin, or of zeno_fast, that "
+            "fits the other",
+            plugin=manifest.name,
+            folder=manifest.folder,
+        )
 
 
 @dataclass(slots=True, repr=False)

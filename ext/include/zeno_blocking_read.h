@@ -21,12 +21,13 @@
 
 enum { ZB_TOKEN_SIZE = 16 };
 
-enum { ZB_IDLE = 0, ZB_BLOCKED = 1, ZB_ENDING = 2, ZB_MARKED = 3, ZB_UNMARKED = 4 };
+enum { ZB_IDLE = 0, ZB_BLOCKED = 1, ZB_ENDING = 2, ZB_MARKED = 3 };
 
 typedef struct zb_reader {
     int fd;         /* a blocking description of the pipe's read end, or -1 */
     uint32_t state; /* only the reader leaves ZB_IDLE, only who ends it leaves ZB_ENDING */
-    uint32_t round; /* of the patrol, in which the read began */
+    uint32_t round; /* of the patrol, in which the read began or was last ended */
+    uint32_t marks; /* tokens put into the pipe since the read began; guarded by ZB_ENDING */
     uint32_t forks; /* generation of the process that opened it */
     struct zb_reader *next;
 } zb_reader;
@@ -39,6 +40,7 @@ typedef struct zb_reader {
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -79,11 +81,9 @@ static inline uint32_t zb_generation(void)
     return zb_global.forks;
 }
 
-/* End a read that is in progress, if one is. Any thread may call this while the reader is open. */
-static inline void zb_end(zb_reader *reader)
+/* End a read whose state is `expected`, with a token that is put into the pipe. */
+static inline void zb_mark(zb_reader *reader, uint32_t expected)
 {
-    uint32_t expected = ZB_BLOCKED;
-    uint32_t result = ZB_UNMARKED;
     int fd;
 
     if (!__atomic_compare_exchange_n(&reader->state, &expected, (uint32_t)ZB_ENDING, 0,
@@ -93,24 +93,41 @@ static inline void zb_end(zb_reader *reader)
     if (fd >= 0) {
         /* A pipe that is too full for the mark has what the reader waits for. */
         if (write(fd, zb_global.token, ZB_TOKEN_SIZE) == ZB_TOKEN_SIZE)
-            result = ZB_MARKED;
+            reader->marks += 1;
         close(fd);
     }
-    __atomic_store_n(&reader->state, result, __ATOMIC_RELEASE);
+    __atomic_store_n(&reader->state, (uint32_t)ZB_MARKED, __ATOMIC_RELEASE);
 }
 
-/* One round: end what was being read in an earlier one. Returns whether anything is being read. */
+/* End a read that is in progress, if one is. Any thread may call this while the reader is open. */
+static inline void zb_end(zb_reader *reader)
+{
+    zb_mark(reader, ZB_BLOCKED);
+}
+
+/* One round: end what was being read in an earlier one. Returns whether anything is being read.
+ *
+ * A read goes on although it was ended where somebody else has read the token: the guest, which can
+ * open its own output. It is ended again, every round, so that a hostile one cannot hold the reader.
+ */
 static inline int zb_walk(void)
 {
     int reading = 0;
+    int left;
     zb_reader *reader;
 
     for (reader = zb_global.readers; reader; reader = reader->next) {
-        if (__atomic_load_n(&reader->state, __ATOMIC_SEQ_CST) != ZB_BLOCKED)
+        const uint32_t state = __atomic_load_n(&reader->state, __ATOMIC_SEQ_CST);
+
+        if (state != ZB_BLOCKED && state != ZB_MARKED)
             continue;
         reading = 1;
-        if (__atomic_load_n(&reader->round, __ATOMIC_RELAXED) != zb_global.round)
-            zb_end(reader);
+        if (__atomic_load_n(&reader->round, __ATOMIC_RELAXED) == zb_global.round)
+            continue;
+        if (state == ZB_BLOCKED || (ioctl(reader->fd, FIONREAD, &left) == 0 && left == 0)) {
+            zb_mark(reader, state);
+            __atomic_store_n(&reader->round, zb_global.round, __ATOMIC_RELAXED);
+        }
     }
     return reading;
 }
@@ -207,6 +224,7 @@ static inline int zb_open(zb_reader *reader, int fd)
     reader->fd = -1;
     reader->state = ZB_IDLE;
     reader->round = 0;
+    reader->marks = 0;
     if (zb_prepare() != 0)
         return -1;
     writer = zb_reopen(fd, O_WRONLY | O_NONBLOCK);
@@ -263,8 +281,8 @@ static inline void zb_close(zb_reader *reader)
 
 /* Read as read(2) does, for at most two rounds of the patrol. One thread at a time.
  *
- * `*marked` says whether the token was put into the pipe: it is in what was read, in part or whole,
- * or still comes. Returns what read(2) returned, or -1 with ENOTSUP in errno in a forked child.
+ * `*marked` says how many tokens were put into the pipe: each is in what was read, in part or whole,
+ * or still comes, unless somebody else has taken it. Returns what read(2) returned, or -1 with ENOTSUP in errno in a forked child.
  */
 static inline ssize_t zb_read(zb_reader *reader, void *buffer, size_t nbytes, int *marked)
 {
@@ -279,6 +297,7 @@ static inline ssize_t zb_read(zb_reader *reader, void *buffer, size_t nbytes, in
     }
     __atomic_store_n(&reader->round, __atomic_load_n(&zb_global.round, __ATOMIC_RELAXED),
                      __ATOMIC_RELAXED);
+    reader->marks = 0;
     __atomic_store_n(&reader->state, (uint32_t)ZB_BLOCKED, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&zb_global.sleeping, __ATOMIC_SEQ_CST)) {
         pthread_mutex_lock(&zb_global.mutex);
@@ -287,13 +306,14 @@ static inline ssize_t zb_read(zb_reader *reader, void *buffer, size_t nbytes, in
     }
     count = read(reader->fd, buffer, nbytes);
     error = errno;
-    if (!__atomic_compare_exchange_n(&reader->state, &state, (uint32_t)ZB_IDLE, 0,
-                                     __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-        while ((state = __atomic_load_n(&reader->state, __ATOMIC_ACQUIRE)) == ZB_ENDING)
+    while (!__atomic_compare_exchange_n(&reader->state, &state, (uint32_t)ZB_IDLE, 0,
+                                        __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+        if (state == ZB_ENDING) {
             sched_yield();
-        *marked = state == ZB_MARKED;
-        __atomic_store_n(&reader->state, (uint32_t)ZB_IDLE, __ATOMIC_RELEASE);
+            state = ZB_MARKED; /* which is what it will be */
+        }
     }
+    *marked = (int)reader->marks;
     errno = error;
     return count;
 }

@@ -26,7 +26,11 @@ cdef class Call:
     cdef int64_t began_ns
     cdef int64_t deadline_ns
     cdef int kind
+    cdef readonly object within  # the HostCall that it was made in, or None
+    cdef object sink  # of a stream: takes its chunks
     cdef bint done
+    cdef readonly bint ready  # whoever waits for it has something to look at
+    cdef bint ping
     cdef bint waiting
     cdef bint abandoned
     cdef bint _gate_open

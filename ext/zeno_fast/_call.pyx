@@ -79,17 +79,34 @@ cdef class Call:
         """The future that waits for the answer, or None for a call of a thread."""
         return self.target
 
+    def unready(self):
+        """Note that what was there of a stream has been taken; only its end makes it ready now."""
+        self.ready = self.done
+
+    def take(self):
+        """Return the data of a finished call, or raise its error."""
+        error = self.error
+        if error is not None:
+            self.error = None  # or its traceback and the caller's frame would keep each other
+            raise error
+        return self.data
+
     def settle(self):
         """Give the answer to the future; its own thread calls this for an event loop's."""
+        if self.sink is not None:
+            self.sink.wake()
+            return
         target, data, error = self.target, self.data, self.error
         # Whoever watches the deadline keeps the call; nobody needs what it carried any more.
-        self.data = self.error = self.target = None
+        self.data = self.error = None
         self.payload = b""
         if self.kind == LOOP:
             if target.done():
                 return
-        elif not target.set_running_or_notify_cancel():
-            return
+        else:
+            self.target = None  # its task, in a loop, finds it here
+            if not target.set_running_or_notify_cancel():
+                return
         if error is not None:
             target.set_exception(error)
         else:

@@ -1,59 +1,50 @@
-"""Correlates calls and answers over one sidecar's pipes, for threads and event loops at once.
+"""Who reads one sidecar's pipes, and when, so that threads and event loops share them.
 
 Leader and followers: a calling thread writes its request and then reads for everyone until its
 own answer is there; another waiting caller takes over from it. Where no thread waits, watchers (an
 event loop, or the manager's monitor thread) call `pump` when the pipe is readable.
 
-All state is touched with the GIL held and without running foreign code in between; the GIL is
-released for system calls and waits only; `_leading` and the output's `writing` say who is in one.
+The GIL is released for system calls and waits only; `_leading` and the output's `writing` say who
+is in one.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint64_t
 
 from zeno_fast._call cimport FUTURE, LOOP, THREAD, Call, RequestTemplate
-from zeno_fast._envelope cimport decode, take_data
-from zeno_fast._messages cimport (
-    MAX_DIGITS,
-    answer_number,
-    is_message,
-    match_answer,
-    number_of,
-    split_damaged,
-    write_decimal,
-)
-from zeno_fast._output cimport Output
+from zeno_fast._correlator cimport MAX_UNREAD, Correlator
+from zeno_fast._envelope cimport decode
+from zeno_fast._messages cimport match_answer
+from zeno_fast._output cimport SMALL
 from zeno_fast._pipe cimport (
     zb_forks,
     AGAIN,
     EXITED,
     FAILED,
     INTERRUPTED,
+    LINE,
+    NO_LINE,
     READABLE,
-    TOO_LONG,
     WRITABLE,
     Pipe,
     monotonic_ns,
 )
 
-import secrets
-from collections import deque
-
 from zeno_fast._call import NotSent
-from zeno_fast.errors import PluginUnavailable, ProtocolError, SlotError, SlotTimeout, UsageError
+from zeno_fast.errors import PluginCrashed, PluginUnavailable, SlotTimeout, UsageError
 
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
-cdef int64_t UNHEARD_NS = 50_000_000  # a call that had less time says nothing about a silent guest
+# A deadline that is acted upon this late says more about the host, which was stopped or has too
+# much to do, than about the guest, which gets this long to go on after it.
+cdef int64_t LATE_NS = 500_000_000
 
 cdef enum:
     MAX_FILLS = 8
     MAX_DRAIN = 64
-    MAX_UNHEARD = 3  # calls that time out in a row while the guest says nothing at all
-    MAX_UNREAD = 64 * 1024 * 1024  # bytes that a guest may leave unread before it gets no more
 
 PUMP_STOOD_DOWN = 1
 PUMP_WANTS_WRITE = 2
@@ -61,56 +52,22 @@ PUMP_ENDED = 4
 
 
 @cython.final
-cdef class Channel:
+cdef class Channel(Correlator):
     """Calls one sidecar process; safe from any thread and any event loop.
 
-    Args:
-        pipe: The process's pipes; the channel closes them.
-        owner: Is told of noise, host calls and the end; see `zeno_fast.sidecar.worker.Worker`. Its
-            methods are called in the middle of reading and must neither block nor call a slot.
-        plugin: The plugin's name, for messages.
-        max_queue: Number of pending calls above which a call is refused.
-        strict: Whether a line that is no message ends the connection.
+    The arguments are those of `Correlator`; the channel closes the pipe.
     """
 
-    def __init__(self, Pipe pipe, owner, str plugin, Py_ssize_t max_queue, bint strict):
-        self._pipe = pipe
-        self._owner = owner
-        self._plugin = plugin
-        # Random, so that nothing that a guest makes up for its host calls looks like one of ours.
-        self._prefix = f"z{secrets.token_hex(4)}."
-        self._id_head = b'{"type":"guest_call","id":"' + self._prefix.encode("ascii")
-        self._answer_head = b'{"type":"guest_response","id":"' + self._prefix.encode("ascii")
-        self._pending = {}
-        self._queue = deque()
+    def __init__(
+        self, Pipe pipe, owner, str plugin, Py_ssize_t max_queue, Py_ssize_t max_request,
+        bint strict,
+    ):
+        super().__init__(pipe, owner, plugin, max_queue, max_request, strict)
         self._followers = {}
-        self._output = Output(pipe)
-        self._max_queue = max_queue
         self._watchers = ()
         self._forks = zb_forks()
-        self._strict = strict
 
     # -- what callers see ---------------------------------------------------------------------
-
-    @property
-    def lost(self):
-        """Whether the channel takes no more calls."""
-        return self._lost or self._ended
-
-    @property
-    def returns_ids(self):
-        """Whether the guest has shown that it returns ids, and so is given many calls at once."""
-        return self._multiplexed
-
-    @property
-    def in_flight(self):
-        """Number of calls that the guest has and has not answered."""
-        return len(self._pending)
-
-    @property
-    def queued(self):
-        """Number of calls that wait to be sent."""
-        return len(self._queue)
 
     @property
     def read_fd(self):
@@ -146,28 +103,34 @@ cdef class Channel:
             deadline_ns: When to give up, on the clock of time.monotonic_ns.
             scope: What the guest's scope functions use, or None.
 
-        Raises SlotError, SlotTimeout, PluginUnavailable, NotSent, or what `lose` was given.
+        Raises SlotError, SlotTimeout, MessageTooLarge, PluginUnavailable, NotSent, or what `lose`
+        was given.
         """
         return self.exchange(template, payload, deadline_ns, scope)
 
     cdef object exchange(
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope
     ):
-        cdef Call call = self._new_call(template, payload, deadline_ns, scope, THREAD)
+        cdef Call call
+        if self._undisturbed() and PyBytes_GET_SIZE(payload) <= SMALL:
+            return self._exchange_alone(template, payload, deadline_ns, scope, None)
+        call = self._new_call(template, payload, deadline_ns, scope, THREAD)
         self._start(call, True)
-        if not call.done:
-            try:
-                self._await(call)
-            except BaseException:
-                if not call.done:
-                    self._abandon(call)
-                raise
-        if call.error is not None:
-            try:
-                raise call.error
-            finally:
-                call.error = None  # or the traceback would keep this frame alive in a cycle
-        return call.data
+        return self._wait_and_take(call)
+
+    def ask_soon(
+        self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope, watcher
+    ):
+        """Call a slot from an event loop and wait a moment for its answer.
+
+        Args:
+            watcher: Of the loop; see `start`.
+
+        Returns the data, or the pending Call, whose `future` will have it. Raises as `call` does.
+        """
+        if self._undisturbed() and PyBytes_GET_SIZE(payload) <= SMALL:
+            return self._exchange_alone(template, payload, deadline_ns, scope, watcher)
+        return self.start(template, payload, deadline_ns, scope, watcher.make_future(), watcher)
 
     def start(
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope,
@@ -186,6 +149,46 @@ cdef class Channel:
         call.watcher = watcher
         self._start(call, True)
         return call
+
+    def start_ping(
+        self, RequestTemplate template, bytes payload, int64_t deadline_ns, future, watcher
+    ):
+        """Start a call as `start` does, after which a guest that has said nothing is replaced."""
+        cdef Call call = self._new_call(template, payload, deadline_ns, None, FUTURE)
+        call.target = future
+        call.began_ns = monotonic_ns()
+        call.watcher = watcher
+        call.ping = True
+        if self._lost or self._ended:
+            raise NotSent()
+        self._put_call(call)  # however long the queue is: that may be why
+        self.flush()
+        return call
+
+    def start_stream(
+        self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope, sink,
+        watcher,
+    ):
+        """Start a call whose chunks go to `sink.feed(data, nbytes)`; return the Call.
+
+        `feed` returns whether there was room. The call is `ready` after a chunk, until `unready`.
+
+        Args:
+            watcher: Of an event loop, whose `deliver` and `deliver_chunk` get what comes; or None,
+                and `wait_ready` waits for it.
+        """
+        cdef Call call = self._new_call(
+            template, payload, deadline_ns, scope, THREAD if watcher is None else LOOP)
+        call.sink = sink
+        call.watcher = watcher
+        call.began_ns = monotonic_ns()
+        self._start(call, True)
+        return call
+
+    def wait_ready(self, Call call):
+        """Wait in this thread until a started call is ready, or its deadline has passed."""
+        if not call.ready:
+            self._await(call)
 
     def start_many(
         self, RequestTemplate template, list payloads, int64_t deadline_ns, object scope
@@ -208,22 +211,28 @@ cdef class Channel:
 
     def wait_for(self, Call call):
         """Wait in this thread for a started call and return its data, or raise as `call` does."""
-        try:
-            if not call.done:
-                self._turn_once()
-            if not call.done:
+        if not call.done:
+            self._turn_once()
+        return self._wait_and_take(call)
+
+    cdef object _wait_and_take(self, Call call):
+        if not call.done:
+            try:
                 self._await(call)
-        except BaseException:
-            self.abandon(call)
-            raise
+            except BaseException:
+                self.abandon(call)
+                raise
         if call.error is not None:
-            raise call.error
+            try:
+                raise call.error
+            finally:
+                call.error = None  # or the traceback would keep this frame alive in a cycle
         return call.data
 
     def join(self, Call call, int64_t deadline_ns):
         """Read in this thread until a started call has its answer or the deadline passes."""
         cdef int64_t own = call.deadline_ns
-        if call.done:
+        if call.ready:
             return
         if deadline_ns < 0 or deadline_ns >= own:
             self._await(call)
@@ -232,13 +241,28 @@ cdef class Channel:
 
     def abandon(self, Call call):
         """Forget a call: its caller has gone, its answer will be dropped."""
-        if not call.done:
+        if not call.done and not call.abandoned:
             self._abandon(call)
+            if self._polling and call.kind != THREAD:
+                self._pipe.wake()  # the leader may be a thread that waits for this very call
+            self.flush()
 
     def expire(self, Call call):
-        """Fail a started call whose deadline has passed."""
+        """Fail a started call whose deadline has passed; return False where it is not time yet.
+
+        That is so where a thread reads and has not come to it: the answer may be there, from when
+        the host was stopped. Ask again after a moment.
+        """
+        if call.done:
+            return True
+        if not call.abandoned:
+            self._turn_once()
         if not call.done:
+            if self._leading and not call.ready and monotonic_ns() - call.deadline_ns > LATE_NS:
+                call.deadline_ns = monotonic_ns() - LATE_NS // 2
+                return False
             self._expire(call)
+        return True
 
     def flush(self):
         """Write what is queued, as far as the pipe takes it."""
@@ -247,24 +271,12 @@ cdef class Channel:
         self._pass_on()
 
     def send(self, bytes line):
-        """Queue one line that is no call, such as a host response."""
+        """Queue one line that is no call, such as a host response; return whether it was taken."""
         if self._lost or self._output.nbytes > MAX_UNREAD:
-            return  # it is gone, or asks and asks and never reads what it is answered
+            return False  # it is gone, or asks and asks and never reads what it is answered
         self._output.put_bytes(line)
         self.flush()
-
-    def sole_call(self):
-        """Return the one call that the guest has, or None where it has none or several."""
-        if len(self._pending) == 1:
-            for call in self._pending.values():
-                return call
-        return None
-
-    def pending_call(self, id):
-        """Return the pending call with this id, or None."""
-        if type(id) is not str:
-            return None
-        return self._pending.get(number_of(<str> id, self._prefix))
+        return True
 
     def add_watcher(self, watcher):
         """Let a watcher be told, by its `arm_soon`, when it has to watch."""
@@ -295,33 +307,10 @@ cdef class Channel:
 
     def retire(self):
         """End the channel if it is idle; return whether it was. Later calls raise NotSent."""
-        if self._pending or self._queue or self._lost:
+        if self._pending or self._queue or self._alone or self._lost:
             return False
         self._lost = True
         return True
-
-    def lose(self, reason):
-        """End the channel: fail what was sent with `reason(call)`, what was not with NotSent.
-
-        Args:
-            reason: Makes the exception of one call that the guest had; called once for each.
-        """
-        cdef Call call
-        self._lost = True
-        sent = list(self._pending.values())
-        unsent = list(self._queue)
-        self._pending.clear()
-        self._newest = None
-        self._queue.clear()
-        self._output.clear()
-        for call in sent:
-            if call.abandoned:
-                call.done = True
-            else:
-                self._finish(call, None, reason(call))
-        for call in unsent:
-            self._finish(call, None, NotSent())
-        self._pipe.wake()
 
     def close_write(self):
         """Let the sidecar see the end of its input; the channel must be lost."""
@@ -339,39 +328,111 @@ cdef class Channel:
         self._pipe.close()
         return True
 
+    # -- one call, and nothing else -----------------------------------------------------------
+
+    cdef bint _undisturbed(self) noexcept:
+        """Tell whether a call would have the channel to itself, from a guest that returns ids."""
+        return (
+            self._multiplexed and not self._leading and not self._pending
+            and not self._lost and not self._ended
+            and not self._output.nbytes and not self._output.writing
+            and self._forks == zb_forks() and not self._pipe.buffered()
+        )
+
+    cdef object _exchange_alone(
+        self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope,
+        object watcher,
+    ):
+        """Call a slot while nobody else does, without the bookkeeping that many calls need.
+
+        Half of what a small call costs beside its system calls is saved so. Whatever comes but one
+        plain answer to it in one piece, it becomes a call as all others are. With a watcher, only
+        a moment is waited for the answer.
+        """
+        cdef const char *line
+        cdef const char *text
+        cdef size_t nbytes, length
+        cdef Py_ssize_t count = AGAIN
+        cdef int taken = NO_LINE
+        cdef uint64_t number
+        cdef int64_t began_ns = monotonic_ns()
+        cdef Call call
+        self._admit(template, payload)
+        self._number += 1
+        number = self._number
+        self._put_request(template, payload, number, deadline_ns)
+        self._alone = number
+        self._take_lead()
+        self._output.flush()
+        if not self._output.full and not self._output.broken:
+            self._polling = True
+            with nogil:
+                count = self._pipe.fill_soon(deadline_ns) if watcher is None else self._pipe.spin()
+            self._polling = False
+        self._alone = 0
+        if count > 0:
+            self._heard += 1
+            taken = self._pipe.next_line(&line, &nbytes)
+            if taken == LINE and number == match_answer(
+                    line, nbytes, self._answer_head, &text, &length):
+                try:
+                    data = decode(text, length)
+                except ValueError:
+                    pass  # not so plain after all
+                else:
+                    self._answered = True
+                    if self._pipe.buffered():
+                        self._take_lines()
+                    self._leading = False
+                    if self._pending or self._followers or self._output.nbytes:
+                        self._pass_on()
+                    return data
+        call = self._new_call(
+            template, payload, deadline_ns, scope, THREAD if watcher is None else LOOP)
+        if watcher is not None:
+            call.target = watcher.make_future()
+            call.watcher = watcher
+        call.began_ns = began_ns
+        self._take_up(call, number)
+        try:
+            if taken == LINE:
+                self._take_line(line, nbytes)
+            elif taken != NO_LINE:
+                self._take_long_line(line, nbytes)
+            if count > 0:
+                self._take_lines()
+            elif count == 0 or count == FAILED:
+                self._take_rest()
+                self._end()
+            elif count == INTERRUPTED:
+                PyErr_CheckSignals()
+            if self._lost and not call.done:
+                self._pending.pop(call.key, None)
+                self._finish(call, None, self._reason(call))
+            if watcher is None and not call.done:
+                self._lead(call, deadline_ns)
+        except BaseException:
+            self.abandon(call)
+            raise
+        finally:
+            self._leading = False
+            if self._followers or self._output.nbytes or len(self._pending) > (not call.done):
+                self._pass_on()
+        return self._wait_and_take(call) if watcher is None else call
+
     # -- sending ------------------------------------------------------------------------------
 
-    cdef Call _new_call(
-        self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope, int kind
-    ):
-        cdef Call call = Call.__new__(Call)
-        call.template = template
-        call.payload = payload
-        call.deadline_ns = deadline_ns
-        call.scope = scope
-        call.kind = kind
-        return call
+    cdef int _refuse_fork(self) except -1:
+        raise UsageError(
+            f"plugin {self._plugin!r} belongs to the process that this one was forked from; "
+            "make a manager of its own in the child", plugin=self._plugin)
 
     cdef int _start(self, Call call, bint flush) except -1:
         """Admit a call and send it, or queue it behind the one that the guest has."""
         cdef bint clear = True
         if self._forks != zb_forks():
-            raise UsageError(
-                f"plugin {self._plugin!r} belongs to the process that this one was forked from; "
-                "make a manager of its own in the child", plugin=self._plugin)
-        if self._lost or self._ended:
-            raise NotSent()
-        if len(self._pending) + len(self._queue) >= self._max_queue:
-            raise PluginUnavailable(
-                f"plugin {self._plugin!r} has {self._max_queue} calls pending, as many as "
-                f"sidecar.max_queue allows; slot {call.template.slot!r} was not called",
-                plugin=self._plugin, slot=call.template.slot)
-        if self._output.nbytes > MAX_UNREAD:
-            raise PluginUnavailable(
-                f"plugin {self._plugin!r} does not read its input: {self._output.nbytes} bytes "
-                f"wait for it already; slot {call.template.slot!r} was not called",
-                plugin=self._plugin, slot=call.template.slot)
-        self.calls += 1
+            self._refuse_fork()
+        self._admit(call.template, call.payload)
         if not self._multiplexed and not self._pending and not self._queue:
             # Whatever the guest has printed by now is no answer to what it has not been asked.
             clear = self._turn_once()
@@ -380,31 +441,29 @@ cdef class Channel:
         if not self._multiplexed and call.deadline_ns <= monotonic_ns():
             return self._expire(call)  # sent, it would have to be waited for all the same
         if not self._multiplexed and (self._pending or self._queue or not clear):
+            if call.within is not None and call.within.holds_up(self):
+                raise PluginUnavailable(
+                    f"slot {call.template.slot!r} of plugin {self._plugin!r} was called by a host "
+                    "function that this very plugin waits for, and it takes one call at a time",
+                    plugin=self._plugin, slot=call.template.slot)
             self._queue.append(call)
             return 0
-        self._send_call(call, flush)
-        return 0
-
-    cdef int _send_call(self, Call call, bint flush) except -1:
-        """Give a call its id and write it; what the pipe does not take is queued."""
-        cdef char digits[MAX_DIGITS]
-        cdef size_t count
-        self._number += 1
-        call.heard = self._heard
-        call.number = self._number
-        call.key = call.number
-        self._pending[call.key] = call
-        self._newest = call
-        count = write_decimal(call.number, digits)
-        self._output.put(PyBytes_AS_STRING(self._id_head), PyBytes_GET_SIZE(self._id_head))
-        self._output.put(digits, count)
-        self._output.put(
-            PyBytes_AS_STRING(call.template.middle), PyBytes_GET_SIZE(call.template.middle))
-        self._output.put_bytes(call.payload)
-        self._output.put("}\n", 2)
+        self._put_call(call)
         if flush:
             self._output.flush()
             self._tell_leader()
+        return 0
+
+    cdef int _send_queued(self) except -1:
+        """Send what waited for the guest to be free, or to show that it returns ids."""
+        cdef Call call
+        while self._queue and (self._multiplexed or not self._pending):
+            call = self._queue.popleft()
+            if call.deadline_ns <= monotonic_ns():
+                self._expire(call)
+            else:
+                self._put_call(call)
+        self._output.flush()
         return 0
 
     cdef int _tell_leader(self) except -1:
@@ -416,15 +475,17 @@ cdef class Channel:
     # -- waiting ------------------------------------------------------------------------------
 
     cdef int _await(self, Call call) except -1:
-        """Wait until the call is done, leading or following; expire it at its deadline."""
+        """Wait until the call is ready, leading or following; expire it at its deadline."""
         self._lead_until(call, call.deadline_ns)
-        if not call.done:
+        if not call.ready and monotonic_ns() - call.deadline_ns > LATE_NS:
+            self._lead_until(call, monotonic_ns() + LATE_NS // 10)  # what has come by now counts
+        if not call.ready:
             self._expire(call)
         return 0
 
     cdef int _lead_until(self, Call call, int64_t deadline_ns) except -1:
-        """Lead or follow until the call is done or the deadline passes."""
-        while not call.done:
+        """Lead or follow until the call is ready or the deadline passes."""
+        while not call.ready:
             if not self._leading:
                 self._take_lead()
                 try:
@@ -477,13 +538,13 @@ cdef class Channel:
         self._leader = PyThread_get_thread_ident()
 
     cdef int _lead(self, Call call, int64_t deadline_ns) except -1:
-        """Read for everyone until this call is done or the deadline passes."""
+        """Read for everyone until this call is ready or the deadline passes."""
         cdef int ready, interest
         cdef int64_t until
         if not self._ended and not self._output.full:
             self._polling = True
             self._read(deadline_ns)
-        while not call.done:
+        while not call.ready:
             if self._output.broken and not self._ended:
                 self._drain()  # its last words
             interest = 0 if self._ended else READABLE | EXITED
@@ -506,7 +567,7 @@ cdef class Channel:
             elif ready & EXITED:
                 # The pipe may be held open by a grandchild: what is in it is all there will be.
                 self._drain()
-            if not call.done and monotonic_ns() >= until:
+            if not call.ready and monotonic_ns() >= until:
                 if until < deadline_ns:
                     self._give_up_on_abandoned()
                 else:
@@ -553,67 +614,44 @@ cdef class Channel:
 
     # -- ending calls -------------------------------------------------------------------------
 
-    cdef int _finish(self, Call call, object data, object error) except -1:
-        """Hand a call its answer; whoever waits for it is woken."""
-        call.data = data
-        call.error = error
-        call.done = True
-        call.wake()
-        if call.kind != THREAD:
-            call.watcher.deliver(call)
-        return 0
-
-    cdef int _abandon(self, Call call) except -1:
-        """Drop a call without an answer. Where answers have no ids, its own is still awaited."""
-        if call.number == 0:
-            try:
-                self._queue.remove(call)
-            except ValueError:
-                return 0
-        else:
-            if self._multiplexed:
-                self._pending.pop(call.key, None)
-            elif not call.abandoned:
-                self._owner.abandoned(call)
-            call.abandoned = True
-        return 0
-
     cdef int _expire(self, Call call) except -1:
         """Fail a call whose deadline has passed."""
         cdef str slot = call.template.slot
         cdef bint sent = call.number != 0
+        cdef bint late = monotonic_ns() - call.deadline_ns > LATE_NS
         error = SlotTimeout(
             f"slot {slot!r} of plugin {self._plugin!r} "
             + ("gave no answer" if sent else "was not reached behind other calls")
             + f" within {(call.deadline_ns - call.began_ns) / 1e9:.2f} s; give it a longer "
             "timeout= or raise sidecar.timeout in the manifest",
             plugin=self._plugin, slot=slot)
-        self._abandon(call)
+        if sent and not self._multiplexed:
+            self._pending.pop(call.key, None)
+            if late and not call.abandoned:
+                self._keep_abandoned(call)
+            else:
+                self._give_up_on_abandoned()
+        else:
+            self._abandon(call)
         self._finish(call, None, error)
-        if not sent:
-            return 0
-        if not self._multiplexed:
-            return self._give_up_on_abandoned()
-        # A guest that is only busy says something now and then; one that hangs is replaced.
-        if call.heard != self._heard:
-            self._unheard = 0
-        elif call.began_ns and call.deadline_ns - call.began_ns >= UNHEARD_NS:
-            self._unheard += 1
-        if self._unheard >= MAX_UNHEARD:
-            self._break(f"nothing during {MAX_UNHEARD} calls in a row that timed out")
+        if sent and self._multiplexed and not self._lost:
+            if not call.ping or late:
+                self._owner.overran()
+            elif call.heard == self._heard:
+                self._break("said nothing at all after a call had timed out", PluginCrashed)
+        if self._output.nbytes:
+            self.flush()
         return 0
 
-    cdef int _give_up_on_abandoned(self) except -1:
-        """Have the guest replaced: its answer, should it come, could not be told from another's."""
-        self._ended = True
-        self._owner.hung()
-        self.lose(self._never_answered)
+    cdef int _keep_abandoned(self, Call call) except -1:
+        """Let a guest without ids answer a call that has failed, for a moment more."""
+        cdef Call kept = self._new_call(
+            call.template, call.payload, monotonic_ns() + LATE_NS, None, THREAD)
+        kept.began_ns = call.began_ns
+        kept.abandoned = kept.ready = True
+        self._take_up(kept, call.number)
+        self._owner.abandoned(kept)
         return 0
-
-    def _never_answered(self, Call call):
-        return SlotTimeout(
-            f"slot {call.template.slot!r} of plugin {self._plugin!r} gave no answer in time",
-            plugin=self._plugin, slot=call.template.slot)
 
     cdef int _end(self) except -1:
         """Note that nothing more will be read; the owner finds out why and calls `lose`."""
@@ -633,8 +671,6 @@ cdef class Channel:
         cdef int _
         cdef bint drained = True
         cdef Py_ssize_t count
-        cdef const char *line
-        cdef size_t nbytes
         if self._pipe.read_fd < 0 or self._ended:
             return True
         for _ in range(MAX_FILLS):
@@ -642,27 +678,22 @@ cdef class Channel:
                 count = self._pipe.fill_soon(soon_until) if soon_until else self._pipe.fill()
             soon_until = 0
             self._polling = False
-            self._heard += count > 0
-            while not self._ended and self._pipe.next_line(&line, &nbytes):
-                self._take_line(line, nbytes)
             drained = count <= 0
             if count > 0:
+                self._heard += 1
+                self._take_lines()
                 # A full pipe was emptied: there may be more. Otherwise the next wait will tell,
                 # but where answers have no ids none may be left when the next call is sent.
                 if not self._ended and (count >= 65536 or (
                         self._queue and not self._multiplexed and not self._pending)):
                     continue
             elif count == 0 or count == FAILED:
-                self._pipe.take_rest(&line, &nbytes)
-                if nbytes:
-                    self._take_line(line, nbytes)
+                self._take_rest()
                 self._end()
             elif count == INTERRUPTED:
                 PyErr_CheckSignals()
             elif count != AGAIN:
-                self._break(
-                    f"a line of more than {self._pipe.max_line} bytes" if count == TOO_LONG
-                    else "a line that did not fit into memory")
+                self._break("sent a line that did not fit into memory")
             break
         self._pipe.relax()
         if not self._ended and (drained or self._multiplexed):
@@ -676,144 +707,3 @@ cdef class Channel:
             if self._read():
                 break
         return self._end()
-
-    cdef int _break(self, str what) except -1:
-        """End the connection because of what the guest sent."""
-        def reason(call):
-            return ProtocolError(
-                f"plugin {self._plugin!r} sent {what}; its process is replaced",
-                plugin=self._plugin, slot=call.slot)
-
-        self._ended = True
-        self._owner.hung()
-        self.lose(reason)
-        return 0
-
-    cdef int _take_line(self, const char *line, size_t nbytes) except -1:
-        """Deliver the message in one line; what is none is noise."""
-        cdef object message
-        while nbytes and (line[nbytes - 1] == 13 or line[nbytes - 1] == 32):
-            nbytes -= 1
-        if not nbytes:
-            return 0
-        if line[0] == 123:  # {
-            if self._take_plain_answer(line, nbytes):
-                return 0
-            try:
-                message = decode(line, nbytes)
-            except ValueError:
-                message = None
-            if message is None and self._take_invalid_answer(line, nbytes):
-                return 0
-            if message is not None:
-                if is_message(<dict> message):
-                    return self._take_message(<dict> message)
-                return self._take_noise(PyBytes_FromStringAndSize(line, nbytes))
-        for part in split_damaged(PyBytes_FromStringAndSize(line, nbytes)):
-            if self._ended:
-                break
-            if type(part) is dict:
-                self._take_message(<dict> part)
-            else:
-                self._take_noise(<bytes> part)
-        return 0
-
-    cdef bint _take_invalid_answer(self, const char *line, size_t nbytes) except -1:
-        """Fail the call whose answer this is, though it is no JSON; False where it is none."""
-        cdef uint64_t number = answer_number(line, nbytes, self._answer_head)
-        cdef Call call = self._pending.pop(number, None) if number else None
-        if call is None:
-            return False
-        self._take_noise(PyBytes_FromStringAndSize(line, nbytes if nbytes < 1024 else 1024))
-        if not call.abandoned and not call.done:
-            self._finish(call, None, ProtocolError(
-                f"plugin {self._plugin!r} answered slot {call.template.slot!r} with what is no "
-                "valid JSON; the log shows the line", plugin=self._plugin,
-                slot=call.template.slot))
-        return True
-
-    cdef bint _take_plain_answer(self, const char *line, size_t nbytes) except -1:
-        """Deliver an answer that is spelt as most guests spell it, decoding nothing but its data.
-
-        Anything else, such as other members or another order, is left to the general way.
-        """
-        cdef const char *text
-        cdef size_t length
-        cdef uint64_t number = match_answer(line, nbytes, self._answer_head, &text, &length)
-        cdef Call call
-        if not number:
-            return False
-        call = self._newest
-        if call is None or call.number != number or call.done:
-            call = self._pending.get(number)
-        if call is None or call.abandoned or call.done:
-            return False
-        try:
-            data = decode(text, length)
-        except ValueError:
-            return False
-        # Decoding runs no foreign code, so the call is still pending.
-        del self._pending[call.key]
-        self._multiplexed = True
-        self._finish(call, data, None)
-        return True
-
-    cdef int _take_noise(self, bytes text) except -1:
-        self.noise += 1
-        self._owner.noise(text)
-        if self._strict and not self._ended:
-            self._break(f"{text[:80]!r} on stdout, which is no message, and sidecar.strict is set")
-        return 0
-
-    cdef int _take_message(self, dict message) except -1:
-        if message.get("type") == "host_call":
-            self._owner.host_call(message)
-            return 0
-        return self._take_response(message)
-
-    cdef int _take_response(self, dict message) except -1:
-        cdef Call call = None
-        id = message.get("id")
-        if type(id) is str and id:
-            call = self._pending.pop(number_of(<str> id, self._prefix), None)
-            if call is not None:
-                self._multiplexed = True
-        elif id is None or id == "":
-            if not self._multiplexed:
-                if self._pending:
-                    _, call = self._pending.popitem()
-            elif len(self._pending) == 1:
-                # It may belong to this call or be a stray one. Nobody is given it, nobody hangs.
-                _, call = self._pending.popitem()
-                self.stray += 1
-                if not call.abandoned:
-                    self._finish(call, None, ProtocolError(
-                        f"plugin {self._plugin!r} answered without an id after it had returned "
-                        f"ids, so the answer cannot be told to be that of slot "
-                        f"{call.template.slot!r}", plugin=self._plugin, slot=call.template.slot))
-                return 0
-        if call is None:
-            self.stray += 1
-            self._owner.stray(message)
-            return 0
-        if call.abandoned:
-            return 0
-        try:
-            data = take_data(message, self._plugin, call.template.slot)
-        except SlotError as error:
-            self._finish(call, None, error.with_traceback(None))
-        else:
-            self._finish(call, data, None)
-        return 0
-
-    cdef int _send_queued(self) except -1:
-        """Send what waited for the guest to be free, or to show that it returns ids."""
-        cdef Call call
-        while self._queue and (self._multiplexed or not self._pending):
-            call = self._queue.popleft()
-            if call.deadline_ns <= monotonic_ns():
-                self._expire(call)
-            else:
-                self._send_call(call, False)
-        self._output.flush()
-        return 0

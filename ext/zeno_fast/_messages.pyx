@@ -1,7 +1,7 @@
 """Tells messages of the protocol from whatever else a sidecar prints to stdout, and reads ids."""
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport uint64_t
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, strlen
 
 from zeno_fast._envelope cimport decode
@@ -15,6 +15,11 @@ cdef enum:
     MAX_TRIES = 16  # places in one line where a message may begin: keeps the search linear
 
 cdef object OBJECT_START = re.compile(rb'\{\s*"')
+cdef object FRAME_HEADER = re.compile(rb"content-length: *(\d{1,9})\s*", re.IGNORECASE)
+cdef object ANSWER_ID = re.compile(rb'\s*\{[^{}\[\]]*?"id"\s*:\s*"([\w.]+)"')
+cdef object ID = re.compile(rb'"id"\s*:\s*"([\w.]+)"')
+cdef object HOST_CALL = re.compile(
+    rb'\s*\{\s*(?=[^{}\[\]]*"type"\s*:\s*"host_call")[^{}\[\]]*"id"\s*:\s*("(?:[^"\\]|\\.)*"|\d+)')
 cdef bytes BLANK = b"\x00\xef\xbb\xbf\t\r\n "  # white space, NUL, and the bytes of a BOM
 
 cdef const char *ANSWER_MIDDLE = b'","success":true,"data":'
@@ -60,17 +65,10 @@ cdef uint64_t number_of(str id, str prefix) except? 0:
     return number if count == <size_t> PyBytes_GET_SIZE(text) else 0
 
 
-cdef uint64_t answer_number(const char *line, size_t nbytes, bytes head) noexcept:
-    """Return the number in the id of a line that begins as an answer of ours does, or 0."""
-    cdef size_t skip = PyBytes_GET_SIZE(head)
-    cdef size_t count = 0
-    cdef uint64_t number
-    if nbytes <= skip or memcmp(line, PyBytes_AS_STRING(head), skip) != 0:
-        return 0
-    number = _read_decimal(line + skip, nbytes - skip, &count)
-    if not count or skip + count >= nbytes or line[skip + count] != 34:
-        return 0
-    return number
+cdef uint64_t first_number(const char *line, size_t nbytes, str prefix) except? 0:
+    """Return the number in the id of an answer whose begin is there, though it is no JSON, or 0."""
+    found = ANSWER_ID.match(PyBytes_FromStringAndSize(line, nbytes if nbytes < SHOWN else SHOWN))
+    return 0 if found is None else number_of(found[1].decode(), prefix)
 
 
 cdef uint64_t match_answer(
@@ -112,7 +110,32 @@ cdef uint64_t match_answer(
 cdef bint is_message(dict value):
     """Tell whether a JSON object is a message; guests without ids send the bare envelope."""
     kind = value.get("type")
-    return kind == "guest_response" or kind == "host_call" or (not kind and "success" in value)
+    return (
+        kind == "guest_response" or kind == "host_call" or kind == "guest_chunk"
+        or (not kind and "success" in value))
+
+
+cdef int64_t framed_nbytes(bytes line) except? -1:
+    """Return the length in a Content-Length header, or -1 where the line is none."""
+    found = FRAME_HEADER.fullmatch(line)
+    return int(found[1]) if found is not None else -1
+
+
+cdef uint64_t last_number(bytes end, str prefix) except? 0:
+    """Return the number in the id of an answer of which only the end is there, or 0."""
+    found = ID.findall(end)
+    return number_of(found[len(found) - 1].decode(), prefix) if found else 0
+
+
+cdef object host_call_id(bytes begin):
+    """Return the id in the begin of a host call that was cut off; None where it is not one."""
+    found = HOST_CALL.match(begin)
+    if found is None:
+        return None
+    try:
+        return decode(found[1], len(found[1]))
+    except ValueError:
+        return None
 
 
 cdef list split_damaged(bytes line):

@@ -1,5 +1,8 @@
 from zeno_fast._pipe cimport Pipe
 
+cdef enum:
+    SMALL = 32768  # bytes of a part up to which copying it costs less than a write of its own
+
 cdef struct Bytes:
     char *data
     size_t start
@@ -16,7 +19,8 @@ cdef class Output:
     cdef readonly bint writing
     cdef readonly bint full
     cdef readonly bint broken
-    cdef int put(self, const char *data, size_t nbytes) except -1
+    cdef char *room(self, size_t nbytes) except NULL
+    cdef void added(self, size_t nbytes) noexcept
     cdef int put_bytes(self, bytes part) except -1
     cdef int flush(self) except -1
     cdef int clear(self) except -1

@@ -2,10 +2,11 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, EPIPE, errno
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
+import _signal  # whose functions cost a tenth of what the wrappers in `signal` do
 from collections import deque
 
 from zeno_fast._pipe cimport Pipe
@@ -13,8 +14,24 @@ from zeno_fast._pipe cimport Pipe
 cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void *buf, size_t count)
 
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int sigemptyset(sigset_t *signals)
+    int sigaddset(sigset_t *signals, int number)
+    int sigismember(const sigset_t *signals, int number)
+    int sigpending(sigset_t *signals)
+    int pthread_sigmask(int how, const sigset_t *signals, sigset_t *before)
+    int sigtimedwait(const sigset_t *signals, void *info, const timespec *timeout)
+    int SIGPIPE, SIG_BLOCK, SIG_SETMASK
+
+cdef object _getsignal = _signal.getsignal
+cdef object _DEFAULT = _signal.SIG_DFL
+
 cdef enum:
-    SMALL = 32768  # bytes of a part up to which copying it costs less than a write of its own
     BRIEF = 4096  # bytes whose copy into a pipe takes less time than to let go of the GIL and wait
     RELAXED = 1048576  # bytes of a buffer above which it is given back once it is empty
 
@@ -46,8 +63,8 @@ cdef class Output:
         free(self._first.data)
         free(self._last.data)
 
-    cdef int put(self, const char *data, size_t nbytes) except -1:
-        """Add a copy of a few bytes; `flush` writes them."""
+    cdef char *room(self, size_t nbytes) except NULL:
+        """Return where up to `nbytes` may be put next; `added` says how many were."""
         cdef size_t capacity = self._last.capacity
         cdef char *grown
         if capacity - self._last.end < nbytes:
@@ -58,15 +75,20 @@ cdef class Output:
                 raise MemoryError
             self._last.data = grown
             self._last.capacity = capacity
-        memcpy(self._last.data + self._last.end, data, nbytes)
+        return self._last.data + self._last.end
+
+    cdef void added(self, size_t nbytes) noexcept:
+        """Count bytes that were put into the room; `flush` writes them."""
         self._last.end += nbytes
         self.nbytes += nbytes
-        return 0
 
     cdef int put_bytes(self, bytes part) except -1:
         """Add a part, without a copy where it is large; `flush` writes it."""
         if PyBytes_GET_SIZE(part) <= SMALL:
-            return self.put(PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part))
+            memcpy(
+                self.room(PyBytes_GET_SIZE(part)), PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part))
+            self.added(PyBytes_GET_SIZE(part))
+            return 0
         if self._last.end:
             self._parts.append(PyBytes_FromStringAndSize(self._last.data, self._last.end))
             self._last.end = 0
@@ -139,7 +161,10 @@ cdef class Output:
         cdef Py_ssize_t sent
         cdef int error = 0
         cdef int fd = self._pipe.write_fd
-        if nbytes <= BRIEF:
+        if _getsignal(SIGPIPE) is _DEFAULT:
+            with nogil:
+                sent = _write_unkilled(fd, data, nbytes, &error)
+        elif nbytes <= BRIEF:
             sent = _write_once(fd, data, nbytes, &error)
         else:
             self.writing = True
@@ -149,6 +174,28 @@ cdef class Output:
         if sent < 0 and error != EAGAIN:
             self.broken = True
         return sent
+
+
+cdef Py_ssize_t _write_unkilled(
+    int fd, const char *data, size_t nbytes, int *error
+) noexcept nogil:
+    """Write once in a program that SIGPIPE ends, as those that write to a pager want it to."""
+    cdef sigset_t pipe, before, pending
+    cdef timespec now
+    cdef Py_ssize_t sent
+    cdef bint was_pending
+    sigemptyset(&pipe)
+    sigaddset(&pipe, SIGPIPE)
+    sigpending(&pending)
+    was_pending = sigismember(&pending, SIGPIPE) == 1
+    pthread_sigmask(SIG_BLOCK, &pipe, &before)
+    sent = _write_once(fd, data, nbytes, error)
+    if sent < 0 and error[0] == EPIPE and not was_pending:
+        now.tv_sec = now.tv_nsec = 0
+        while sigtimedwait(&pipe, NULL, &now) < 0 and errno == EINTR:
+            pass
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    return sent
 
 
 cdef Py_ssize_t _write_once(int fd, const char *data, size_t nbytes, int *error) noexcept nogil:

@@ -15,8 +15,13 @@ cdef enum:
     AGAIN = -1
     FAILED = -2
     NO_MEMORY = -3
-    TOO_LONG = -4
-    INTERRUPTED = -5
+    INTERRUPTED = -4
+
+cdef enum:
+    NO_LINE = 0
+    LINE = 1
+    LONG_LINE = 2
+    HEAD = 512  # bytes that are kept of a line above the limit, of its begin and of its end
 
 cdef int64_t monotonic_ns() noexcept nogil
 
@@ -31,18 +36,28 @@ cdef class Pipe:
     cdef size_t _start
     cdef size_t _end
     cdef size_t _scanned
+    cdef size_t _skipped
+    cdef char _head[HEAD]
+    cdef char _tail[HEAD]
     cdef readonly size_t max_line
+    cdef size_t long_nbytes  # of the last line above the limit
     cdef zb_reader _reader
     cdef bint _alone
     cdef int _misses
     cdef int _skip
     cdef Py_ssize_t fill(self) noexcept nogil
     cdef Py_ssize_t fill_soon(self, int64_t deadline_ns) noexcept nogil
-    cdef Py_ssize_t _spin(self) noexcept nogil
+    cdef Py_ssize_t spin(self) noexcept nogil
     cdef Py_ssize_t _block(self) noexcept nogil
     cdef int _make_room(self) noexcept nogil
-    cdef bint next_line(self, const char **line, size_t *nbytes) noexcept nogil
-    cdef void take_rest(self, const char **text, size_t *nbytes) noexcept nogil
+    cdef int _grow(self) noexcept nogil
+    cdef Py_ssize_t _read(self) noexcept nogil
+    cdef void _skip_line(self) noexcept nogil
+    cdef bytes long_end(self)
+    cdef Py_ssize_t buffered(self) noexcept nogil
+    cdef int next_line(self, const char **line, size_t *nbytes) noexcept nogil
+    cdef int _cut(self, const char **line, size_t *nbytes) noexcept nogil
+    cdef int take_rest(self, const char **text, size_t *nbytes) noexcept nogil
     cdef void relax(self) noexcept nogil
     cdef int wait(self, int interest, int64_t deadline_ns) noexcept nogil
     cdef void wake(self) noexcept nogil

@@ -4,10 +4,11 @@ The descriptors are non-blocking. Nothing here decides anything; the channel doe
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memchr, memmove
+from libc.string cimport memchr, memcpy, memmove
 
 import os
 
@@ -90,7 +91,7 @@ cdef class Pipe:
         read_fd: The read end of the sidecar's stdout.
         write_fd: The write end of its stdin.
         exit_fd: A descriptor that becomes readable when the process ends, or -1; borrowed.
-        max_line: Length in bytes above which a line is refused.
+        max_line: Length in bytes above which not all of a line is kept; 512 at the least.
     """
 
     def __cinit__(self):
@@ -119,8 +120,6 @@ cdef class Pipe:
 
     cdef int _make_room(self) noexcept nogil:
         """Have room for half a chunk behind what is buffered; 0 or a negative status."""
-        cdef size_t capacity
-        cdef char *grown
         if self._start == self._end:
             self._start = self._end = self._scanned = 0
         if self._capacity - self._end >= CHUNK // 2:
@@ -131,10 +130,15 @@ cdef class Pipe:
             self._end -= self._start
             self._start = 0
             return 0
-        if self._end - self._start > self.max_line:
-            return TOO_LONG
-        capacity = self._capacity * 2
-        grown = <char *> realloc(self._buffer, capacity)
+        if self._skipped or self._end - self._start > self.max_line:
+            self._skip_line()
+            return 0
+        return self._grow()
+
+    cdef int _grow(self) noexcept nogil:
+        """Double the buffer; 0 or a negative status."""
+        cdef size_t capacity = self._capacity * 2
+        cdef char *grown = <char *> realloc(self._buffer, capacity)
         if grown is NULL:
             return NO_MEMORY
         self._buffer = grown
@@ -143,10 +147,12 @@ cdef class Pipe:
 
     cdef Py_ssize_t fill(self) noexcept nogil:
         """Read once. Returns the number of bytes, 0 at the end of input, or a negative status."""
-        cdef ssize_t count
         cdef int status = self._make_room()
-        if status:
-            return status
+        return status if status else self._read()
+
+    cdef Py_ssize_t _read(self) noexcept nogil:
+        """Read once into the room that there is; as `fill`."""
+        cdef ssize_t count
         while True:
             count = read(self.read_fd, self._buffer + self._end, self._capacity - self._end)
             if count >= 0:
@@ -166,7 +172,7 @@ cdef class Pipe:
         cdef Py_ssize_t count
         cdef timespec now
         if not self._alone:
-            count = self._spin()
+            count = self.spin()
             if count != AGAIN:
                 return count
         if self._reader.fd < 0:
@@ -176,7 +182,7 @@ cdef class Pipe:
             return AGAIN
         return self._block()
 
-    cdef Py_ssize_t _spin(self) noexcept nogil:
+    cdef Py_ssize_t spin(self) noexcept nogil:
         """Yield the processor until there is something to read or a moment has passed.
 
         Where it passes in vain several times in a row, for a slow guest or on a busy machine, this
@@ -220,46 +226,98 @@ cdef class Pipe:
             if count >= 0:
                 return count
             return INTERRUPTED if interrupted else AGAIN
-        # Take out the token that ended the read; it is all in the pipe by now.
+        # Take out the tokens that ended the read: they are all in the pipe by now, but for those
+        # that a guest has read from its own output.
         fresh = <size_t> count if count > 0 else 0
-        while True:
+        while marked:
             at = zb_find_token(self._buffer + self._end - fresh, fresh)
-            if at != fresh:
-                break
-            count = self.fill()
-            if count <= 0:
-                return count
-            fresh += <size_t> count
-        memmove(
-            self._buffer + self._end - fresh + at,
-            self._buffer + self._end - fresh + at + ZB_TOKEN_SIZE,
-            fresh - at - ZB_TOKEN_SIZE)
-        self._end -= ZB_TOKEN_SIZE
-        fresh -= ZB_TOKEN_SIZE
+            if at == fresh:
+                if self._end == self._capacity and self._grow():
+                    break
+                count = self._read()
+                if count <= 0:
+                    break
+                fresh += <size_t> count
+                continue
+            memmove(
+                self._buffer + self._end - fresh + at,
+                self._buffer + self._end - fresh + at + ZB_TOKEN_SIZE,
+                fresh - at - ZB_TOKEN_SIZE)
+            self._end -= ZB_TOKEN_SIZE
+            fresh -= ZB_TOKEN_SIZE
+            marked -= 1
         if fresh:
             return fresh
+        if count == 0 or count == FAILED:
+            return count
         return INTERRUPTED if interrupted else AGAIN
 
-    cdef bint next_line(self, const char **line, size_t *nbytes) noexcept nogil:
-        """Take the next whole line, without its end; it is good until the next `fill`."""
+    cdef void _skip_line(self) noexcept nogil:
+        """Let go of what was read of a line above the limit, but for its begin and its end."""
+        if not self._skipped:
+            memcpy(self._head, self._buffer + self._start, HEAD)
+        # Half a chunk at the least was read since it was called last.
+        memcpy(self._tail, self._buffer + self._end - HEAD, HEAD)
+        self._skipped += self._end - self._start
+        self._start = self._end = self._scanned = 0
+
+    cdef Py_ssize_t buffered(self) noexcept nogil:
+        """Return how many bytes of an unfinished line were read."""
+        return <Py_ssize_t> (self._end - self._start)
+
+    cdef int next_line(self, const char **line, size_t *nbytes) noexcept nogil:
+        """Take the next whole line, without its end; it is good until the next `fill`.
+
+        Returns LINE, or NO_LINE where none is whole, or LONG_LINE where it is above the limit: then
+        it is the begin of one; its size is in `long_nbytes` and its end in `long_end`.
+        """
         cdef char *found
+        cdef size_t size
         if self._scanned >= self._end:
-            return False
+            return NO_LINE
         found = <char *> memchr(
             self._buffer + self._scanned, 10, self._end - self._scanned)
         if found is NULL:
             self._scanned = self._end
-            return False
+            return NO_LINE
         line[0] = self._buffer + self._start
-        nbytes[0] = <size_t> (found - self._buffer) - self._start
+        nbytes[0] = size = <size_t> (found - self._buffer) - self._start
         self._start = self._scanned = <size_t> (found - self._buffer) + 1
-        return True
+        if self._skipped or size > self.max_line:
+            return self._cut(line, nbytes)
+        return LINE
 
-    cdef void take_rest(self, const char **text, size_t *nbytes) noexcept nogil:
-        """Take what came after the last line end; at the end of input it is all there will be."""
+    cdef int _cut(self, const char **line, size_t *nbytes) noexcept nogil:
+        """Take what is kept of a line above the limit, whose last part is given."""
+        cdef size_t size = nbytes[0]
+        self.long_nbytes = self._skipped + size
+        if not self._skipped:
+            memcpy(self._head, line[0], HEAD)  # the least limit is larger
+        if size >= HEAD:
+            memcpy(self._tail, line[0] + size - HEAD, HEAD)
+        else:
+            memmove(self._tail, self._tail + size, HEAD - size)
+            memcpy(self._tail + HEAD - size, line[0], size)
+        self._skipped = 0
+        line[0] = self._head
+        nbytes[0] = HEAD
+        return LONG_LINE
+
+    cdef bytes long_end(self):
+        """Return the end of the last line above the limit."""
+        return PyBytes_FromStringAndSize(self._tail, HEAD)
+
+    cdef int take_rest(self, const char **text, size_t *nbytes) noexcept nogil:
+        """Take what came after the last line end; at the end of input it is all there will be.
+
+        Returns as `next_line` does.
+        """
         text[0] = self._buffer + self._start
         nbytes[0] = self._end - self._start
         self._start = self._scanned = self._end
+        if self._skipped or nbytes[0] > self.max_line:
+            return self._cut(text, nbytes)
+        return LINE if nbytes[0] else NO_LINE
 
     cdef void relax(self) noexcept nogil:
         """Give back a large buffer that is empty."""

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t
 from zeno_fast._call cimport RequestTemplate
 from zeno_fast._channel cimport Channel
 from zeno_fast._envelope cimport InputCheck, dump_parameters
+from zeno_fast._nesting cimport inherited
 from zeno_fast._pipe cimport monotonic_ns
 
 from zeno_fast._call import NotSent
@@ -54,9 +55,17 @@ cdef class DirectSlot:
         """Check parameters against the slot's inputs and return them as JSON."""
         return dump_parameters(self._check.check(parameters), self._plugin, self.template.slot)
 
+    def timeout_ns(self, timeout):
+        """Return how long a call may take, in nanoseconds."""
+        return self._timeout_ns if timeout is None else _nanoseconds(timeout)
+
     cpdef int64_t deadline_ns(self, object timeout) except -1:
-        """Return when a call that starts now expires, on the clock of time.monotonic_ns."""
-        return monotonic_ns() + (self._timeout_ns if timeout is None else _nanoseconds(timeout))
+        """Return when a call that starts now expires, on the clock of time.monotonic_ns.
+
+        Not after the call whose guest asked the host for what it is made for.
+        """
+        return inherited(
+            monotonic_ns() + (self._timeout_ns if timeout is None else _nanoseconds(timeout)))
 
     def call(self, parameters, timeout, scope):
         """Call the slot and return its data; see `zeno_fast.driver.BoundSlot`."""

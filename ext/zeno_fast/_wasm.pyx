@@ -12,6 +12,7 @@ from libc.stdint cimport UINT32_MAX, int32_t, int64_t, uint32_t, uint64_t, uintp
 from libc.string cimport memchr, memcpy
 
 from zeno_fast._envelope cimport InputCheck, decode, dump_parameters, take_data
+from zeno_fast._nesting cimport inherited
 from zeno_fast._wasmtime cimport Watch, deadline_after, now_ns, pointer_of, why_ended
 from zeno_fast._wasmtime cimport lib as loaded_lib
 from zeno_fast.wasmtime_c cimport Extern, Func, GuestInstance, Library, Memory, Value
@@ -440,7 +441,7 @@ cdef class Guest:
         if index == HOST_LOG:
             self._host_calls.log(first, self._argument(function, values + 2))
             return NULL
-        answer = self._host_calls.answer(function, first, self._scope)
+        answer = self._host_calls.answer(function, first, self._scope, self.deadline)
         if type(answer) is bool:
             values[0].i32 = answer
             return NULL
@@ -540,7 +541,7 @@ cdef class Slot:
         """Call the slot and return its data; see `zeno_fast.driver.BoundSlot`."""
         cdef double seconds = self._timeout if timeout is None else timeout
         cdef int64_t now = now_ns()
-        cdef int64_t deadline = deadline_after(now, seconds)
+        cdef int64_t deadline = inherited(deadline_after(now, seconds))
         return self._call(self._encode(parameters), now, deadline, seconds, scope)
 
     def encode(self, parameters):

@@ -12,6 +12,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc
 
+from zeno_fast._nesting cimport inherited
 from zeno_fast.wasmtime_c cimport Extern, Func, GuestInstance, Memory, Text, Value
 from zeno_fast.watch cimport (
     ZW_NEVER, zw_add, zw_arm, zw_load, zw_now, zw_start, zw_store, zw_swap, zw_ticker, zw_wake,
@@ -96,7 +97,7 @@ cpdef int64_t now_ns() noexcept nogil:
 
 def deadline_ns(double seconds):
     """Return the time `seconds` from now, by the clock of `now_ns`."""
-    return deadline_after(zw_now(), seconds)
+    return inherited(deadline_after(zw_now(), seconds))
 
 
 cdef int64_t deadline_after(int64_t now, double seconds) noexcept nogil:

@@ -326,13 +326,15 @@ def test_a12_a_guest_that_hangs_is_replaced_although_it_returns_ids(manager, mak
                     time.sleep(request["parameters"].get("seconds", 0))
                     answer(request, request["parameters"])
             """,
-            sidecar="stop_timeout: 0",
+            sidecar="stop_timeout: 0\ncancel_timeout: 500ms",
         )
     )
     pid = manager.get_plugin("scripted").status()["pid"]
     for seconds in (60, 0, 0):
         with pytest.raises(SlotTimeout):
             manager.call("echo", {"seconds": seconds}, timeout=0.1)
+    with pytest.raises(PluginCrashed, match="said nothing at all after a call had timed out"):
+        manager.call("echo", {"n": 1}, timeout=20)
     assert manager.call("echo", {"n": 1}, timeout=20) == {"n": 1}
     assert manager.get_plugin("scripted").status()["pid"] != pid
 

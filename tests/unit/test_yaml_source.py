@@ -1,4 +1,5 @@
 import os
+import re
 import time
 from pathlib import Path
 
@@ -145,7 +146,8 @@ def test_a_chain_of_aliases_cannot_nest_deeper_than_text():
 @pytest.mark.parametrize("opening", ["[", "{a: "])
 def test_deep_nesting_is_refused(opening):
     began = time.monotonic()
-    assert "nested too deeply" in str(refuse("a: " + opening * 100_000))
+    # libyaml has a limit of its own since 0.2.6, in words of its own.
+    assert re.search("nested too deeply|nesting depth", str(refuse("a: " + opening * 100_000)))
     assert time.monotonic() - began < 1
 
 

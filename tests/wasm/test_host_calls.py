@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from zeno_fast.errors import PluginCrashed, PluginUnavailable, SlotTimeout
+from zeno_fast.host.context import HostCall
 from zeno_fast.host.functions import HostFunctions, HostRefusal
 from zeno_fast.manifest import Manifest
 from zeno_fast.permissions import Permissions
@@ -33,11 +34,11 @@ class Host(HostFunctions):
     def call(
         self,
         plugin: Manifest,
-        function: str,
         parameters: Mapping[str, Any] | None,
         scope: MutableMapping[str, Any] | None,
+        host_call: HostCall,
     ) -> Any:
-        self.asked.append((plugin.name, function, parameters))
+        self.asked.append((plugin.name, host_call.function, parameters))
         return self._answer(parameters) if callable(self._answer) else self._answer
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zeno_fast import permissions
 from zeno_fast.errors import PermissionDenied
+from zeno_fast.host.context import CURRENT, MAX_DEPTH, HostCall
 
 if TYPE_CHECKING:
     from zeno_fast.manifest import Manifest
@@ -56,21 +57,30 @@ class HostFunctions:
     def call(
         self,
         plugin: Manifest,
-        function: str,
         parameters: Mapping[str, Any] | None,
         scope: MutableMapping[str, Any] | None,
+        host_call: HostCall,
     ) -> Any:
         """Do what a guest asks for and return the answer's data.
 
         Args:
             plugin: Who asks; its permissions are checked first.
             scope: What the call that the guest works on was given as `scope`.
+            host_call: What is asked for, and until when; the current one meanwhile.
 
         Raises HostRefusal; whatever a callback raised was logged by then.
         """
+        function = host_call.function
         if parameters is not None and not isinstance(parameters, Mapping):
             raise HostRefusal(f"{function}: parameters must be an object")
         given = dict(parameters or {})
+        if host_call.depth > MAX_DEPTH:
+            raise HostRefusal(
+                f"{function}: {MAX_DEPTH} host functions wait for each other's slots already"
+            )
+        if function != "log" and host_call.remaining() == 0:
+            raise HostRefusal(f"{function}: the time of the call that asks for it is up")
+        token = CURRENT.set(host_call)
         try:
             return self._answer(plugin, function, given, scope)
         except PermissionDenied as denied:
@@ -83,6 +93,8 @@ class HostFunctions:
                 "host function %s failed", function
             )
             raise HostRefusal(f"{function} failed: {type(error).__name__}: {error}") from error
+        finally:
+            CURRENT.reset(token)
 
     def _answer(
         self,

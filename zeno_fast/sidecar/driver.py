@@ -17,22 +17,27 @@ from zeno_fast._slot import DirectSlot, Route
 from zeno_fast.binary import open_executable
 from zeno_fast.driver import Parameters, Scope
 from zeno_fast.errors import (
+    MessageTooLarge,
     PluginCrashed,
     PluginLoadError,
     PluginUnavailable,
+    ProtocolError,
     SlotError,
     SlotTimeout,
     ZenoError,
 )
+from zeno_fast.host.context import current_host_call
 from zeno_fast.host.functions import HostFunctions
 from zeno_fast.log import plugin_logger
 from zeno_fast.manifest import Manifest
-from zeno_fast.plugin import GuestDescription, SlotDefinition
+from zeno_fast.plugin import GuestDescription, SlotDefinition, check_protocol
 from zeno_fast.sidecar.future import SlotFuture
 from zeno_fast.sidecar.monitor import Monitor
 from zeno_fast.sidecar.process import Process, make_environment
+from zeno_fast.sidecar.stream import SidecarStream
 from zeno_fast.sidecar.worker import Worker
 from zeno_fast.slots import parse_slots
+from zeno_fast.stream import Stream
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds for each life-cycle slot, where the manifest sets no timeout
 WINDOW = 256  # calls of one `map` that are pending at the same time
@@ -52,6 +57,7 @@ class SidecarDriver:
         executor: Runs host calls and the callbacks of futures.
         jobs: Runs what the driver does itself: starting, stopping, sending again.
         default_timeout: Seconds a call may take where neither caller nor manifest says.
+        max_message: Bytes of one message, either way, where the manifest says nothing.
         on_described: Is told what the guest offers when a first call started it.
     """
 
@@ -63,12 +69,14 @@ class SidecarDriver:
         executor: Executor,
         jobs: Executor,
         default_timeout: float,
+        max_message: int,
         on_described: Callable[[GuestDescription], None],
     ) -> None:
         self.manifest = manifest
         self.executor = executor
         self.jobs = jobs
         self.timeout = manifest.sidecar.timeout or default_timeout
+        self.max_message = max_message
         self._host = host
         self._monitor = monitor
         self._on_described = on_described
@@ -96,7 +104,7 @@ class SidecarDriver:
         """Start the process now, whatever `auto_start` says. Raises PluginLoadError."""
         try:
             worker, description = self._launch()
-        except (PluginCrashed, PluginUnavailable) as error:
+        except (PluginCrashed, PluginUnavailable, ProtocolError) as error:
             raise PluginLoadError(
                 f"plugin {self.manifest.name!r} did not start: {error}",
                 plugin=self.manifest.name,
@@ -140,6 +148,8 @@ class SidecarDriver:
                 "queued": worker.channel.queued,
                 "returns_ids": worker.channel.returns_ids,
                 "stray_answers": worker.channel.stray,
+                "late_answers": worker.channel.late,
+                "host_calls": worker.host_calls,
                 "noise_lines": worker.channel.noise,
             }
         return status
@@ -331,7 +341,8 @@ class SidecarDriver:
             worker.stop()
             self._silent = True
             plugin_logger(self.manifest.name).warning(
-                "gave no answer to plugin_init or plugin_register_slots; it is used without them%s",
+                "gave no answer to plugin_init or plugin_register_slots, sent as one JSON object "
+                "a line; it is used without them%s",
                 f"; last on stderr: {stderr}" if stderr else "",
             )
             return self._spawn(), GuestDescription()
@@ -350,8 +361,10 @@ class SidecarDriver:
             executable.pass_fds,
         )
         worker = Worker(
-            manifest, process, self._host, self._monitor, self.executor, self.resubmit, self._ended
-        )
+            manifest, process, self._host, self._monitor, self.executor, self.resubmit,
+            self._ended, self.max_message,
+        )  # fmt: skip
+        worker.may_be_pinged = not self._silent
         self._launching = worker
         return worker
 
@@ -364,9 +377,17 @@ class SidecarDriver:
                 answers.append(worker.channel.call(template, NO_PARAMETERS, deadline_ns, None))
             except SlotError:
                 answers.append(None)
+            except MessageTooLarge as error:
+                raise PluginLoadError(
+                    f"plugin {self.manifest.name!r} did not start: {error}",
+                    plugin=self.manifest.name, folder=self.manifest.folder,
+                ) from error  # fmt: skip
             except NotSent as error:
                 raise worker.crash() from error
         info = answers[0] if isinstance(answers[0], dict) and "error" not in answers[0] else {}
+        check_protocol(info, self.manifest)
+        features = info.get("features")
+        worker.channel.use_features(features if isinstance(features, list) else ())
         slots = parse_slots(answers[1], self.manifest.name) if len(answers) > 1 else None
         return GuestDescription(info, slots)
 
@@ -412,6 +433,23 @@ class SidecarSlot(DirectSlot):
         except ZenoError as error:
             future.set_exception(error)
         return future
+
+    def stream(
+        self, parameters: Parameters | None, timeout: float | None, scope: Scope | None
+    ) -> Stream:
+        """Return the stream of a call, which begins with its first item."""
+        driver = self._driver
+        options = driver.manifest.sidecar
+        current = current_host_call()
+        return SidecarStream(
+            driver,
+            self.template,
+            self.encode(parameters),
+            self.timeout_ns(timeout),
+            None if current is None else current.deadline_ns,
+            scope,
+            options.max_response or driver.max_message,
+        )
 
     def map(
         self, many: Iterable[Parameters], timeout: float | None, scope: Scope | None

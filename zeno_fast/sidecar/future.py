@@ -43,7 +43,7 @@ class SlotFuture(Future[Any]):
         """Give the call up; its answer will be dropped."""
         cancelled = super().cancel()
         if cancelled and self._channel is not None and self._call is not None:
-            self._channel.abandon(self._call)
+            self._channel.abandon(self._call)  # which wakes a thread that waits for it, too
         return cancelled
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:

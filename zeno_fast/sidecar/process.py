@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from zeno_fast import permissions
 from zeno_fast.errors import PluginLoadError
+from zeno_fast.plugin import PROTOCOL
 
 if TYPE_CHECKING:
     from zeno_fast.manifest import Manifest
@@ -36,7 +37,9 @@ def make_environment(manifest: Manifest) -> dict[str, str]:
         or permissions.allows(manifest.permissions, manifest.folder, "env", name)
     }
     environment.update(manifest.sidecar.env)
-    environment.update(ZENO_PLUGIN_NAME=manifest.name, ZENO_SIDECAR="true", ZENO_PROTOCOL="1")
+    environment.update(
+        ZENO_PLUGIN_NAME=manifest.name, ZENO_SIDECAR="true", ZENO_PROTOCOL=str(PROTOCOL)
+    )
     return environment
 
 

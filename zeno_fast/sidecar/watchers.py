@@ -10,13 +10,32 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from zeno_fast._call import Call
 from zeno_fast._channel import PUMP_ENDED, PUMP_STOOD_DOWN, PUMP_WANTS_WRITE, Channel
 from zeno_fast.sidecar.monitor import Monitor
 
+if TYPE_CHECKING:
+    from zeno_fast.sidecar.stream import ChunkBuffer
+
 IDLE_AFTER = 0.05  # seconds without a call after which the monitor watches a channel's stdout
+WAITS = 8  # calls for whose answer one turn of an event loop waits a moment
 COMPACT_ABOVE = 1024  # deadlines kept before those of finished calls are thrown out
+
+
+POSTPONED = 0.05  # seconds after which a deadline is looked at again
+
+
+def expire_in_loop(channel: Channel, call: Call) -> asyncio.TimerHandle:
+    """Expire a call at its deadline, by a timer of the running loop; return the timer."""
+    loop = asyncio.get_running_loop()
+
+    def expire() -> None:
+        if not channel.expire(call):
+            loop.call_later(POSTPONED, expire)
+
+    return loop.call_later((call.deadline - time.monotonic_ns()) / 1e9, expire)
 
 
 class LoopWatcher:
@@ -39,6 +58,7 @@ class LoopWatcher:
         self._settling = False
         self._settled: deque[Call] = deque()
         self._waiting = 0
+        self._waits = WAITS
         self._read_fd = os.dup(channel.read_fd)
         channel.add_watcher(self)
 
@@ -63,6 +83,27 @@ class LoopWatcher:
         """Tell whether the output is in a state that no watched event will show."""
         return self._channel.broken or (self._channel.wants_write and self._write_fd < 0)
 
+    def may_wait(self) -> bool:
+        """Tell whether the loop may be kept for a moment by a call that is answered soon.
+
+        Now and then it may not, so that a task whose calls are all answered at once still lets
+        the loop's other tasks have their turn.
+        """
+        waits = self._waits
+        if waits == WAITS:
+            self._loop.call_soon(self._allow_waits)
+        elif not waits:
+            return False
+        self._waits = waits - 1
+        return True
+
+    def _allow_waits(self) -> None:
+        self._waits = WAITS
+
+    def make_future(self) -> asyncio.Future[object]:
+        """Return a future of the loop."""
+        return self._loop.create_future()
+
     def expect(self, count: int) -> None:
         """Count a call that was started (1) or whose caller has gone (-1)."""
         self._waiting += count
@@ -76,6 +117,25 @@ class LoopWatcher:
         if not self._settling:
             self._settling = True
             self._in_loop(self._settle)
+
+    def deliver_chunk(self, sink: ChunkBuffer) -> None:
+        """Let a stream's task look at what came for it; called from any thread."""
+        if threading.get_ident() == self._thread:
+            sink.wake()
+        else:
+            self._in_loop(sink.wake)
+
+    def release(self, timer: asyncio.TimerHandle | None) -> None:
+        """Forget a call that `expect` counted, and its timer; called from any thread."""
+        if threading.get_ident() == self._thread:
+            self._release_now(timer)
+        else:
+            self._in_loop(lambda: self._release_now(timer))
+
+    def _release_now(self, timer: asyncio.TimerHandle | None) -> None:
+        self._waiting -= 1
+        if timer is not None:
+            timer.cancel()
 
     def close(self) -> None:
         """Stop watching and close the descriptors; called from any thread."""
@@ -267,5 +327,9 @@ class MonitorWatcher:
             ):
                 due.append(heapq.heappop(self._deadlines)[2])
         for call in due:
-            self._channel.expire(call)
+            self._expire(call)
         self._schedule()
+
+    def _expire(self, call: Call) -> None:
+        if not self._channel.expire(call):
+            self._monitor.run_at(time.monotonic() + POSTPONED, lambda: self._expire(call))

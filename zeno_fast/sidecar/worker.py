@@ -7,27 +7,28 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from zeno_fast._call import Call, RequestTemplate
+from zeno_fast._call import Call, NotSent, RequestTemplate
 from zeno_fast._channel import Channel
 from zeno_fast._pipe import Pipe
 from zeno_fast.errors import PluginCrashed, PluginUnavailable
+from zeno_fast.host.context import HostCall
 from zeno_fast.host.functions import UNKNOWN_CALL, HostFunctions, HostRefusal
 from zeno_fast.log import GuestLog, plugin_logger
 from zeno_fast.sidecar.future import SlotFuture
 from zeno_fast.sidecar.monitor import Monitor
 from zeno_fast.sidecar.process import Process, describe_end
-from zeno_fast.sidecar.watchers import LoopWatcher, MonitorWatcher
+from zeno_fast.sidecar.watchers import LoopWatcher, MonitorWatcher, expire_in_loop
 
 if TYPE_CHECKING:
     from zeno_fast.driver import Scope
     from zeno_fast.manifest import Manifest
 
-MAX_LINE = 256 * 1024 * 1024  # bytes of one message, either way
+PING = RequestTemplate("plugin_init")
 MAX_HOST_CALLS = 64  # of one guest at the same time
 END_GRACE = 0.5  # seconds that a guest which closed its output may take to end
 LONG_REQUEST = 64 * 1024  # bytes above which guests that read with a line limit die silently
@@ -38,6 +39,7 @@ class Worker:
 
     Args:
         process: Just started; owned from now on.
+        max_message: Bytes of one message, either way, where the manifest sets no limit.
         resubmit: Takes a future's call that never reached the guest.
         on_end: Is told once when the process ended by itself: why, and if calls were pending.
     """
@@ -51,6 +53,7 @@ class Worker:
         executor: Executor,
         resubmit: Callable[[Call], None],
         on_end: Callable[[PluginCrashed, bool], None],
+        max_message: int,
     ) -> None:
         self._manifest = manifest
         self._plugin = manifest.name
@@ -64,6 +67,8 @@ class Worker:
         self._stderr_log = GuestLog(self._plugin, "stderr")
         self._stderr_lock = threading.Lock()
         self._host_calls = 0
+        self._pinging = False
+        self.may_be_pinged = True
         self._hung = False
         self._insisting = False
         self._gone = False
@@ -73,10 +78,13 @@ class Worker:
         self._lock = threading.Lock()
         self._stop_began = 0.0
         os.set_blocking(process.stderr_fd, False)
-        pipe = Pipe(process.stdout_fd, process.stdin_fd, process.exit_fd, MAX_LINE)
+        options = manifest.sidecar
+        self._max_request = options.max_request or max_message
+        self.max_response = options.max_response or max_message
         self.channel = Channel(
-            pipe, self, self._plugin, manifest.sidecar.max_queue, manifest.sidecar.strict
-        )
+            Pipe(process.stdout_fd, process.stdin_fd, process.exit_fd, self.max_response),
+            self, self._plugin, options.max_queue, self._max_request, options.strict,
+        )  # fmt: skip
         self._watcher = MonitorWatcher(self.channel, monitor, resubmit)
         monitor.run_soon(self._watch_process)
 
@@ -94,6 +102,11 @@ class Worker:
     def stderr(self) -> str:
         """The last lines of its stderr."""
         return "\n".join(self._stderr_log.tail)
+
+    @property
+    def host_calls(self) -> int:
+        """Number of host functions that run for the guest at this moment."""
+        return self._host_calls
 
     def crash(self) -> PluginCrashed:
         """Say how the process ended between two calls; waits for its end."""
@@ -115,22 +128,41 @@ class Worker:
         self, template: RequestTemplate, payload: bytes, deadline_ns: int, scope: Scope | None
     ) -> Any:
         """Call from a running event loop. Raises as Channel.call does."""
-        loop = asyncio.get_running_loop()
-        watcher = self._loops.get(loop) or self._watch_loop(loop)
-        future: asyncio.Future[Any] = loop.create_future()
-        call = self.channel.start(template, payload, deadline_ns, scope, future, watcher)
+        watcher = self.loop_watcher()
+        if watcher.may_wait():
+            call = self.channel.ask_soon(template, payload, deadline_ns, scope, watcher)
+            if type(call) is not Call:
+                return call  # it is the answer, already
+        else:
+            future = watcher.make_future()
+            call = self.channel.start(template, payload, deadline_ns, scope, future, watcher)
         watcher.expect(1)
         watcher.arm()
-        left = (deadline_ns - time.monotonic_ns()) / 1e9
-        timer = loop.call_later(left, self.channel.expire, call)
+        timer = expire_in_loop(self.channel, call)
         try:
-            return await future
+            return await call.future
         except asyncio.CancelledError:
             self.channel.abandon(call)
             raise
         finally:
-            watcher.expect(-1)
-            timer.cancel()
+            watcher.release(timer)
+
+    def loop_watcher(self) -> LoopWatcher:
+        """Return who reads for the calls of the running event loop."""
+        loop = asyncio.get_running_loop()
+        return self._loops.get(loop) or self._watch_loop(loop)
+
+    def let_go_later(
+        self, call: Call, watcher: LoopWatcher | None, timer: asyncio.TimerHandle | None
+    ) -> None:
+        """Give up a stream that nobody holds any more; from any thread, at any moment."""
+
+        def let_go() -> None:
+            self.channel.abandon(call)
+            if watcher is not None:
+                watcher.release(timer)
+
+        self._monitor.run_soon(let_go)
 
     def _watch_loop(self, loop: asyncio.AbstractEventLoop) -> LoopWatcher:
         with self._lock:
@@ -160,9 +192,16 @@ class Worker:
         named = message.get("call_id")
         call = self.channel.sole_call() if named is None else self.channel.pending_call(named)
         scope = call.scope if call is not None else UNKNOWN_CALL
+        host_call = HostCall(
+            self._plugin,
+            str(message.get("function")),
+            None if call is None else call.deadline,
+            None if call is None else call.within,
+            self.channel,
+        )
         self._host_calls += 1
         try:
-            self._executor.submit(self._run_host_call, message, scope)
+            self._executor.submit(self._run_host_call, message, scope, host_call)
         except RuntimeError as error:  # the interpreter is shutting down
             self._host_calls -= 1
             self._answer_host_call(message, error=str(error))
@@ -181,10 +220,38 @@ class Worker:
         self._process.signal_group(9)
         self._monitor.run_soon(self._check_end)
 
-    def _run_host_call(self, message: dict[str, Any], scope: Scope | None) -> None:
-        function = str(message.get("function"))
+    def refuse_host_call(self, id: Any, reason: str) -> None:
+        """Answer a host call that was too long to be read."""
+        self._logger.warning("a host call was refused: %s", reason)
+        self._answer_host_call({"id": id}, error=reason)
+
+    def overran(self) -> None:
+        """See whether a guest that let a call time out, and that returns ids, is still there."""
+        if self._pinging or not self.may_be_pinged:
+            return
+        self._pinging = True
+        grace_ns = int(self._manifest.sidecar.cancel_timeout * 1e9)
+        answer: Future[Any] = Future()
+        answer.add_done_callback(self._pinged)
+        self._monitor.run_soon(lambda: self._ping(answer, time.monotonic_ns() + grace_ns))
+
+    def _ping(self, answer: Future[Any], deadline_ns: int) -> None:
         try:
-            data = self._host.call(self._manifest, function, message.get("parameters"), scope)
+            call = self.channel.start_ping(PING, b"{}", deadline_ns, answer, self._watcher)
+        except NotSent:
+            return  # it is gone
+        self._watcher.track(call)
+        self._watcher.arm_soon()
+
+    def _pinged(self, _: Future[Any]) -> None:
+        self._pinging = False  # whatever it answered: silence is the channel's to judge
+
+    def _run_host_call(
+        self, message: dict[str, Any], scope: Scope | None, host_call: HostCall
+    ) -> None:
+        function = host_call.function
+        try:
+            data = self._host.call(self._manifest, message.get("parameters"), scope, host_call)
             self._answer_host_call(message, data=data)
         except HostRefusal as refusal:
             self._answer_host_call(message, error=str(refusal))
@@ -202,7 +269,15 @@ class Worker:
             response["data"] = data
         else:
             response["error"] = error
-        self.channel.send(orjson.dumps(response, None, orjson.OPT_APPEND_NEWLINE))
+        line = orjson.dumps(response, None, orjson.OPT_APPEND_NEWLINE)
+        if len(line) > self._max_request:
+            reason = (
+                f"the answer is {len(line)} bytes, above sidecar.max_request, {self._max_request}"
+            )
+            self._logger.warning("a host call was refused: %s", reason)
+            self._answer_host_call(message, error=reason)
+        else:
+            self.channel.send(line)
 
     # -- the process's end, in the monitor's thread -------------------------------------------
 

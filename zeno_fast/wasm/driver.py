@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zeno_fast import _wasmtime
 from zeno_fast.errors import PluginLoadError, PluginUnavailable, UsageError, ZenoError
-from zeno_fast.plugin import GuestDescription, SlotDefinition
+from zeno_fast.plugin import GuestDescription, SlotDefinition, check_protocol
 from zeno_fast.wasm.hostcalls import HostCalls
 from zeno_fast.wasm.pool import InstancePool
 from zeno_fast.wasm.program import compile_program
@@ -74,16 +74,18 @@ class WasmDriver:
                 raise self._unavailable()
             self._pool = pool
         try:
-            return pool.open(_wasmtime.deadline_ns(self.timeout))
+            description = pool.open(_wasmtime.deadline_ns(self.timeout))
+            check_protocol(description.info, manifest)
         except BaseException as error:
             self.close()
-            if isinstance(error, ZenoError):
+            if isinstance(error, ZenoError) and not isinstance(error, PluginLoadError):
                 raise PluginLoadError(
                     f"plugin {manifest.name!r} could not be started: {error}",
                     plugin=manifest.name,
                     folder=manifest.folder,
                 ) from error
             raise
+        return description
 
     @property
     def described(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from zeno_fast.host.context import HostCall, current_host_call
 from zeno_fast.host.functions import LOG_LEVELS, HostFunctions, HostRefusal
 from zeno_fast.log import plugin_logger
 from zeno_fast.manifest import Manifest
@@ -57,14 +58,18 @@ class HostCalls:
         self._logger.log(number, "%s", message.decode("utf-8", "replace"))
 
     def answer(
-        self, name: str, argument: bytes, scope: MutableMapping[str, Any] | None
+        self,
+        name: str,
+        argument: bytes,
+        scope: MutableMapping[str, Any] | None,
+        deadline_ns: int,
     ) -> bytes | bool:
-        """Answer any import but `host_log`.
+        """Answer any import but `host_log`, for a call that expires at `deadline_ns`.
 
         Returns the text to hand over, without a terminator, or whether it was done.
         """
         try:
-            data = self._ask(name, argument, scope)
+            data = self._ask(name, argument, scope, deadline_ns)
         except HostRefusal as refusal:
             self._logger.warning("%s was refused: %s", name, refusal)
             if name in YES_OR_NO:
@@ -80,7 +85,13 @@ class HostCalls:
             self._logger.error("%s: its result is no JSON: %s", name, error)  # noqa: TRY400
             return _failure(f"{name}: its result is no JSON")
 
-    def _ask(self, name: str, argument: bytes, scope: MutableMapping[str, Any] | None) -> Any:
+    def _ask(
+        self,
+        name: str,
+        argument: bytes,
+        scope: MutableMapping[str, Any] | None,
+        deadline_ns: int,
+    ) -> Any:
         parameters: Any
         if name in BARE:
             try:
@@ -94,7 +105,9 @@ class HostCalls:
                 raise HostRefusal(f"{name}: the parameters are not JSON: {error}") from error
             if not isinstance(parameters, dict):
                 raise HostRefusal(f"{name}: the parameters are not an object")
-        return self._host.call(self._manifest, name.removeprefix("host_"), parameters, scope)
+        function = name.removeprefix("host_")
+        host_call = HostCall(self._manifest.name, function, deadline_ns, current_host_call())
+        return self._host.call(self._manifest, parameters, scope, host_call)
 
 
 def _failure(error: str) -> bytes:

@@ -310,7 +310,7 @@ class PublicGuest:
         if name == "host_log":
             self._host_calls.log(first, self._argument(name, *values[2:]))
             return None
-        answer = self._host_calls.answer(name, first, self._scope)
+        answer = self._host_calls.answer(name, first, self._scope, self.deadline)
         if isinstance(answer, bool):
             return int(answer)
         address = self._allocate_for(name, len(answer) + 1)

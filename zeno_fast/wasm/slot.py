@@ -13,6 +13,7 @@ from zeno_fast import _wasm, _wasmtime
 from zeno_fast.driver import Parameters, Scope
 from zeno_fast.errors import ZenoError
 from zeno_fast.plugin import SlotDefinition
+from zeno_fast.stream import Stream, WholeStream
 
 if TYPE_CHECKING:
     from zeno_fast.wasm.driver import WasmDriver
@@ -33,14 +34,16 @@ class WasmSlot(_wasm.Slot):
     ) -> Future[Any]:
         """Start the call in a thread; the parameters are encoded before this returns."""
         seconds = self._driver.timeout if timeout is None else timeout
-        deadline = _wasmtime.deadline_ns(seconds)
         try:
-            text = self.encode(parameters)
-            return self._driver.executor().submit(self.call_encoded, text, deadline, seconds, scope)
+            return self._submit(self.encode(parameters), seconds, scope)
         except ZenoError as error:
             refused: Future[Any] = Future()
             refused.set_exception(error)
             return refused
+
+    def _submit(self, text: bytes, seconds: float, scope: Scope | None) -> Future[Any]:
+        deadline = _wasmtime.deadline_ns(seconds)
+        return self._driver.executor().submit(self.call_encoded, text, deadline, seconds, scope)
 
     def map(
         self, many: Iterable[Parameters], timeout: float | None, scope: Scope | None
@@ -71,6 +74,18 @@ class WasmSlot(_wasm.Slot):
         finally:
             for future in pending:
                 future.cancel()
+
+    def stream(
+        self, parameters: Parameters | None, timeout: float | None, scope: Scope | None
+    ) -> Stream:
+        """Return the stream of a call: a WASM guest has only its final answer to give."""
+        seconds = self._driver.timeout if timeout is None else timeout
+        text = self.encode(parameters)
+        return WholeStream(
+            self.definition.name,
+            lambda: self.call_encoded(text, _wasmtime.deadline_ns(seconds), seconds, scope),
+            lambda: asyncio.wrap_future(self._submit(text, seconds, scope)),
+        )
 
     async def call_async(
         self, parameters: Parameters | None, timeout: float | None, scope: Scope | None

@@ -1,0 +1,64 @@
+from libc.stdint cimport int64_t, uint64_t
+
+from zeno_fast._call cimport Call, RequestTemplate
+from zeno_fast._output cimport Output
+from zeno_fast._pipe cimport Pipe
+
+cdef enum:
+    MAX_UNREAD = 64 * 1024 * 1024  # bytes that a guest may leave unread before it gets no more
+
+cdef class Correlator:
+    cdef Pipe _pipe
+    cdef Output _output
+    cdef object _owner
+    cdef str _plugin
+    cdef bytes _id_head
+    cdef bytes _answer_head
+    cdef str _prefix
+    cdef uint64_t _number
+    cdef uint64_t _heard
+    cdef uint64_t _alone  # number of the call that has the channel to itself, or 0
+    cdef dict _pending
+    cdef Call _newest
+    cdef object _queue
+    cdef dict _given_up
+    cdef Py_ssize_t _max_queue
+    cdef Py_ssize_t _max_request
+    cdef bint _cancels
+    cdef bint _tells_deadline
+    cdef bint _multiplexed
+    cdef bint _answered
+    cdef int64_t _framed
+    cdef int64_t _header
+    cdef bint _ended
+    cdef bint _lost
+    cdef object _reason
+    cdef bint _strict
+    cdef readonly uint64_t calls
+    cdef readonly uint64_t stray
+    cdef readonly uint64_t late
+    cdef readonly uint64_t noise
+    cdef Call _new_call(
+        self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope, int kind
+    )
+    cdef int _admit(self, RequestTemplate template, bytes payload) except -1
+    cdef int _put_call(self, Call call) except -1
+    cdef int _put_request(
+        self, RequestTemplate template, bytes payload, uint64_t number, int64_t deadline_ns
+    ) except -1
+    cdef int _take_up(self, Call call, uint64_t number) except -1
+    cdef int _finish(self, Call call, object data, object error) except -1
+    cdef int _abandon(self, Call call) except -1
+    cdef int _give_up_on_abandoned(self) except -1
+    cdef int _break(self, str what, object kind=*) except -1
+    cdef int _take_lines(self) except -1
+    cdef int _take_rest(self) except -1
+    cdef int _take_line(self, const char *line, size_t nbytes) except -1
+    cdef int _take_long_line(self, const char *line, size_t nbytes) except -1
+    cdef bint _take_invalid_answer(self, const char *line, size_t nbytes) except -1
+    cdef bint _take_plain_answer(self, const char *line, size_t nbytes) except -1
+    cdef int _take_noise(self, bytes text) except -1
+    cdef int _take_message(self, dict message, size_t nbytes) except -1
+    cdef int _take_chunk(self, dict message, size_t nbytes) except -1
+    cdef int _take_response(self, dict message) except -1
+    cdef int _drop(self, object number, dict message) except -1

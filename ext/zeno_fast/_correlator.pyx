@@ -1,0 +1,525 @@
+"""What is said over one sidecar's pipes, and to whom it belongs; nothing here waits.
+
+Each call gets an id and its request is queued for writing; each line that the guest prints is an
+answer, a chunk, a host call or noise, and is handed to whom it is for.
+
+All state is touched with the GIL held and without running foreign code in between.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy
+
+from zeno_fast._call cimport LOOP, THREAD, Call, RequestTemplate
+from zeno_fast._envelope cimport decode, take_data
+from zeno_fast._messages cimport (
+    MAX_DIGITS,
+    SHOWN,
+    first_number,
+    framed_nbytes,
+    host_call_id,
+    last_number,
+    is_message,
+    match_answer,
+    number_of,
+    split_damaged,
+    write_decimal,
+)
+from zeno_fast._nesting cimport current_host_call
+from zeno_fast._output cimport SMALL, Output
+from zeno_fast._pipe cimport LINE, NO_LINE, Pipe, monotonic_ns
+
+import secrets
+from collections import deque
+
+from zeno_fast._call import NotSent
+from zeno_fast.errors import (
+    MessageTooLarge,
+    PluginUnavailable,
+    ProtocolError,
+    SlotError,
+    SlotTimeout,
+)
+
+cdef enum:
+    MAX_GIVEN_UP = 4096  # calls whose late answers are told from answers to nothing
+    TAIL = 64  # bytes of a request behind its parameters, at most
+
+cdef const char *TIMEOUT = b',"timeout_ms":'
+
+
+cdef class Correlator:
+    """Gives each call its id, and what the guest prints to whom it belongs.
+
+    Args:
+        pipe: The process's pipes.
+        owner: Is told of noise, host calls and the end; see `zeno_fast.sidecar.worker.Worker`. Its
+            methods are called in the middle of reading and must neither block nor call a slot.
+        plugin: The plugin's name, for messages.
+        max_queue: Number of pending calls above which a call is refused.
+        max_request: Size in bytes above which a request is refused.
+        strict: Whether a line that is no message ends the connection.
+    """
+
+    def __init__(
+        self, Pipe pipe, owner, str plugin, Py_ssize_t max_queue, Py_ssize_t max_request,
+        bint strict,
+    ):
+        self._pipe = pipe
+        self._owner = owner
+        self._plugin = plugin
+        # Random, so that nothing that a guest makes up for its host calls looks like one of ours.
+        self._prefix = f"z{secrets.token_hex(4)}."
+        self._id_head = b'{"type":"guest_call","id":"' + self._prefix.encode("ascii")
+        self._answer_head = b'{"type":"guest_response","id":"' + self._prefix.encode("ascii")
+        self._pending = {}
+        self._queue = deque()
+        self._given_up = {}
+        self._output = Output(pipe)
+        self._max_queue = max_queue
+        self._max_request = max_request
+        self._strict = strict
+        self._framed = self._header = -1
+
+    @property
+    def lost(self):
+        """Whether the channel takes no more calls."""
+        return self._lost or self._ended
+
+    @property
+    def returns_ids(self):
+        """Whether the guest has shown that it returns ids, and so is given many calls at once."""
+        return self._multiplexed
+
+    @property
+    def in_flight(self):
+        """Number of calls that the guest has and has not answered."""
+        return len(self._pending) + (self._alone != 0)
+
+    @property
+    def queued(self):
+        """Number of calls that wait to be sent."""
+        return len(self._queue)
+
+    def use_features(self, features):
+        """Take note of what the guest said in `plugin_init` that it understands.
+
+        Args:
+            features: `cancel`: is told when a caller gives up. `deadline`: finds `timeout_ms` in
+                its requests. Others are not looked at.
+        """
+        self._cancels = "cancel" in features
+        self._tells_deadline = "deadline" in features
+
+    def sole_call(self):
+        """Return the one call that the guest has, or None where it has none or several."""
+        if len(self._pending) == 1:
+            for call in self._pending.values():
+                return call
+        return None
+
+    def pending_call(self, id):
+        """Return the pending call with this id, or None."""
+        if type(id) is not str:
+            return None
+        return self._pending.get(number_of(<str> id, self._prefix))
+
+    # -- calls --------------------------------------------------------------------------------
+
+    cdef Call _new_call(
+        self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope, int kind
+    ):
+        cdef Call call = Call.__new__(Call)
+        call.template = template
+        call.payload = payload
+        call.deadline_ns = deadline_ns
+        call.scope = scope
+        call.kind = kind
+        call.within = current_host_call()
+        return call
+
+    cdef int _admit(self, RequestTemplate template, bytes payload) except -1:
+        """Count a call, or refuse it."""
+        cdef str slot = template.slot
+        if self._lost or self._ended:
+            raise NotSent()
+        if PyBytes_GET_SIZE(payload) > self._max_request:
+            raise MessageTooLarge(
+                f"the parameters of slot {slot!r} of plugin {self._plugin!r} are "
+                f"{PyBytes_GET_SIZE(payload)} bytes of JSON, above the limit of "
+                f"{self._max_request}; send less or raise sidecar.max_request in the manifest",
+                nbytes=PyBytes_GET_SIZE(payload), limit=self._max_request,
+                plugin=self._plugin, slot=slot)
+        if len(self._pending) + len(self._queue) >= self._max_queue:
+            raise PluginUnavailable(
+                f"plugin {self._plugin!r} has {self._max_queue} calls pending, as many as "
+                f"sidecar.max_queue allows; slot {slot!r} was not called",
+                plugin=self._plugin, slot=slot)
+        if self._output.nbytes > MAX_UNREAD:
+            raise PluginUnavailable(
+                f"plugin {self._plugin!r} does not read its input: {self._output.nbytes} bytes "
+                f"wait for it already; slot {slot!r} was not called",
+                plugin=self._plugin, slot=slot)
+        self.calls += 1
+        return 0
+
+    cdef int _take_up(self, Call call, uint64_t number) except -1:
+        """Let a call wait for the answer to the request with this number."""
+        call.heard = self._heard
+        call.number = number
+        call.key = number
+        self._pending[call.key] = call
+        self._newest = call
+        return 0
+
+    cdef int _put_call(self, Call call) except -1:
+        """Give a call its id and queue its request for writing."""
+        self._number += 1
+        self._take_up(call, self._number)
+        return self._put_request(call.template, call.payload, call.number, call.deadline_ns)
+
+    cdef int _put_request(
+        self, RequestTemplate template, bytes payload, uint64_t number, int64_t deadline_ns
+    ) except -1:
+        cdef size_t nhead = PyBytes_GET_SIZE(self._id_head)
+        cdef size_t nmiddle = PyBytes_GET_SIZE(template.middle)
+        cdef size_t npayload = PyBytes_GET_SIZE(payload)
+        cdef int64_t left
+        # One place in the buffer for all of it, but for parameters that are cheaper not to copy.
+        cdef char *begin = self._output.room(
+            nhead + MAX_DIGITS + nmiddle + TAIL + (npayload if npayload <= SMALL else 0))
+        cdef char *end = begin
+        memcpy(end, PyBytes_AS_STRING(self._id_head), nhead)
+        end += nhead
+        end += write_decimal(number, end)
+        memcpy(end, PyBytes_AS_STRING(template.middle), nmiddle)
+        end += nmiddle
+        if npayload <= SMALL:
+            memcpy(end, PyBytes_AS_STRING(payload), npayload)
+            end += npayload
+        else:
+            self._output.added(end - begin)
+            self._output.put_bytes(payload)
+            begin = end = self._output.room(TAIL)
+        if self._tells_deadline:
+            left = (deadline_ns - monotonic_ns()) // 1000000
+            memcpy(end, TIMEOUT, 14)
+            end += 14
+            end += write_decimal(<uint64_t> left if left > 0 else 0, end)
+        end[0] = 125  # }
+        end[1] = 10
+        self._output.added(end + 2 - begin)
+        return 0
+
+    cdef int _finish(self, Call call, object data, object error) except -1:
+        """Hand a call its answer; whoever waits for it is woken."""
+        call.data = data
+        call.error = error
+        call.done = call.ready = True
+        call.wake()
+        if call.kind != THREAD:
+            call.watcher.deliver(call)
+        return 0
+
+    cdef int _abandon(self, Call call) except -1:
+        """Drop a call without an answer; the guest is told if it wants to be.
+
+        Where answers have no ids, its own is still awaited.
+        """
+        if call.number == 0:
+            try:
+                self._queue.remove(call)
+            except ValueError:
+                return 0
+        elif self._multiplexed:
+            if self._pending.pop(call.key, None) is not None:
+                if len(self._given_up) >= MAX_GIVEN_UP:
+                    del self._given_up[next(iter(self._given_up))]
+                self._given_up[call.key] = None
+                if self._cancels and not self._lost:
+                    self._output.put_bytes(
+                        b'{"type":"cancel","id":"%b%d"}\n' % (self._prefix.encode(), call.number))
+        elif not call.abandoned:
+            self._owner.abandoned(call)
+        call.abandoned = call.ready = True
+        call.wake()
+        return 0
+
+    cdef int _give_up_on_abandoned(self) except -1:
+        """Have the guest replaced: its answer, should it come, could not be told from another's."""
+        self._ended = True
+        self._owner.hung()
+        self.lose(self._never_answered)
+        return 0
+
+    def _never_answered(self, Call call):
+        return SlotTimeout(
+            f"slot {call.template.slot!r} of plugin {self._plugin!r} gave no answer in time",
+            plugin=self._plugin, slot=call.template.slot)
+
+    cdef int _break(self, str what, object kind=ProtocolError) except -1:
+        """End the connection because of what the guest did, or did not."""
+        def reason(call):
+            return kind(
+                f"plugin {self._plugin!r} {what}; its process is replaced",
+                plugin=self._plugin, slot=call.slot)
+
+        self._ended = True
+        self._owner.hung()
+        self.lose(reason)
+        return 0
+
+    def lose(self, reason):
+        """End the channel: fail what was sent with `reason(call)`, what was not with NotSent.
+
+        Args:
+            reason: Makes the exception of one call that the guest had; called once for each.
+        """
+        cdef Call call
+        self._lost = True
+        self._reason = reason  # for a call that has the channel to itself
+        sent = list(self._pending.values())
+        unsent = list(self._queue)
+        self._pending.clear()
+        self._newest = None
+        self._queue.clear()
+        self._output.clear()
+        for call in sent:
+            if call.abandoned:
+                call.done = True
+            else:
+                self._finish(call, None, reason(call))
+        for call in unsent:
+            self._finish(call, None, NotSent())
+        self._pipe.wake()
+
+    # -- lines --------------------------------------------------------------------------------
+
+    cdef int _take_lines(self) except -1:
+        """Deliver every whole line that was read."""
+        cdef const char *line
+        cdef size_t nbytes
+        cdef int found
+        while not self._ended:
+            found = self._pipe.next_line(&line, &nbytes)
+            if found == NO_LINE:
+                break
+            if found == LINE:
+                self._take_line(line, nbytes)
+            else:
+                self._take_long_line(line, nbytes)
+        if self._framed >= 0 and not self._ended and self._pipe.buffered() >= self._framed:
+            # As long as its header said, and no line end: a guest that writes lines has one there.
+            self._break(
+                "frames its messages with Content-Length headers, as language servers do, where "
+                "one JSON object a line is expected")
+        return 0
+
+    cdef int _take_rest(self) except -1:
+        """Deliver what came after the last line end, at the end of input."""
+        cdef const char *line
+        cdef size_t nbytes
+        cdef int found = self._pipe.take_rest(&line, &nbytes)
+        if found == LINE:
+            return self._take_line(line, nbytes)
+        if found != NO_LINE:
+            return self._take_long_line(line, nbytes)
+        return 0
+
+    cdef int _take_line(self, const char *line, size_t nbytes) except -1:
+        """Deliver the message in one line; what is none is noise."""
+        cdef object message
+        cdef int64_t header = self._header
+        self._framed = self._header = -1
+        while nbytes and (line[nbytes - 1] == 13 or line[nbytes - 1] == 32):
+            nbytes -= 1
+        if not nbytes:
+            self._framed = header
+            return 0
+        if line[0] == 123:  # {
+            if self._take_plain_answer(line, nbytes):
+                return 0
+            try:
+                message = decode(line, nbytes)
+            except ValueError:
+                message = None
+            if message is not None:
+                if is_message(<dict> message):
+                    return self._take_message(<dict> message, nbytes)
+                return self._take_noise(PyBytes_FromStringAndSize(line, nbytes))
+        parts = split_damaged(PyBytes_FromStringAndSize(line, nbytes))
+        if type(parts[0]) is not dict and self._take_invalid_answer(line, nbytes):
+            del parts[0]  # the begin of the line: it may go on with whole messages
+        for part in parts:
+            if self._ended:
+                break
+            if type(part) is dict:
+                self._take_message(<dict> part, nbytes)
+            else:
+                self._take_noise(<bytes> part)
+        return 0
+
+    cdef int _take_long_line(self, const char *line, size_t nbytes) except -1:
+        """Deal with a line above the limit, of which only the begin was kept."""
+        cdef Py_ssize_t size = self._pipe.long_nbytes
+        cdef bytes begin = PyBytes_FromStringAndSize(line, nbytes)
+        cdef uint64_t number = first_number(line, nbytes, self._prefix)
+        cdef Call call = None
+        self._framed = self._header = -1
+        if not number and line[0] == 123:  # {
+            number = last_number(self._pipe.long_end(), self._prefix)
+        id = host_call_id(begin)
+        if id is not None:
+            self._owner.refuse_host_call(
+                id, f"the host call is {size} bytes, above the limit of {self._pipe.max_line}")
+            return 0
+        if number:
+            call = self._pending.pop(number, None)
+            self._multiplexed = self._multiplexed or call is not None
+            if call is None:
+                return self._drop(number, {})
+        elif not self._multiplexed and self._pending and line[0] == 123:  # {
+            _, call = self._pending.popitem()
+        if call is None:
+            return self._take_noise(
+                begin[:SHOWN] + b" ... (%d bytes, above the limit of %d)"
+                % (size, self._pipe.max_line))
+        self._answered = True
+        if not call.abandoned and not call.done:
+            self._finish(call, None, MessageTooLarge(
+                f"the answer to slot {call.template.slot!r} of plugin {self._plugin!r} is {size} "
+                f"bytes, above the limit of {self._pipe.max_line}; ask for less or raise "
+                "sidecar.max_response in the manifest", nbytes=size,
+                limit=self._pipe.max_line, plugin=self._plugin, slot=call.template.slot))
+        return 0
+
+    cdef bint _take_invalid_answer(self, const char *line, size_t nbytes) except -1:
+        """Fail the call whose answer is begun here, but is no JSON; False where there is none."""
+        cdef uint64_t number = first_number(line, nbytes, self._prefix)
+        cdef Call call = self._pending.pop(number, None) if number else None
+        if call is None:
+            return False
+        self._take_noise(PyBytes_FromStringAndSize(line, nbytes if nbytes < SHOWN else SHOWN))
+        if not call.abandoned and not call.done:
+            self._finish(call, None, ProtocolError(
+                f"plugin {self._plugin!r} answered slot {call.template.slot!r} with what is no "
+                "valid JSON; the log shows the line", plugin=self._plugin,
+                slot=call.template.slot))
+        return True
+
+    cdef bint _take_plain_answer(self, const char *line, size_t nbytes) except -1:
+        """Deliver an answer that is spelt as most guests spell it, decoding nothing but its data.
+
+        Anything else, such as other members or another order, is left to the general way.
+        """
+        cdef const char *text
+        cdef size_t length
+        cdef uint64_t number = match_answer(line, nbytes, self._answer_head, &text, &length)
+        cdef Call call
+        if not number:
+            return False
+        call = self._newest
+        if call is None or call.number != number or call.done:
+            call = self._pending.get(number)
+        if call is None or call.abandoned or call.done:
+            return False
+        try:
+            data = decode(text, length)
+        except ValueError:
+            return False
+        # Decoding runs no foreign code, so the call is still pending.
+        del self._pending[call.key]
+        self._multiplexed = self._answered = True
+        self._finish(call, data, None)
+        return True
+
+    cdef int _take_noise(self, bytes text) except -1:
+        self.noise += 1
+        if not self._answered:
+            self._header = framed_nbytes(text)
+        self._owner.noise(text)
+        if self._strict and not self._ended:
+            self._break(
+                f"printed {text[:80]!r} to stdout, which is no message, and sidecar.strict is set")
+        return 0
+
+    cdef int _take_message(self, dict message, size_t nbytes) except -1:
+        kind = message.get("type")
+        if kind == "host_call":
+            self._owner.host_call(message)
+            return 0
+        if kind == "guest_chunk":
+            return self._take_chunk(message, nbytes)
+        return self._take_response(message)
+
+    cdef int _take_chunk(self, dict message, size_t nbytes) except -1:
+        """Hand a partial result to the stream that it is for; nobody else wants any."""
+        cdef Call call = None
+        id = message.get("id")
+        if type(id) is str and id:
+            call = self._pending.get(number_of(<str> id, self._prefix))
+        elif (id is None or id == "") and not self._multiplexed:
+            call = self.sole_call()
+        if call is None or call.abandoned or call.sink is None:
+            return 0
+        if call.sink.feed(message.get("data"), nbytes):
+            call.ready = True
+            call.wake()
+            if call.kind == LOOP:
+                call.watcher.deliver_chunk(call.sink)
+            return 0
+        error = MessageTooLarge(
+            f"slot {call.template.slot!r} of plugin {self._plugin!r} has sent more than its caller "
+            "takes: what waits to be read is above the limit of sidecar.max_response, "
+            f"{self._pipe.max_line} bytes", limit=self._pipe.max_line,
+            plugin=self._plugin, slot=call.template.slot)
+        self._abandon(call)
+        self._finish(call, None, error)
+        return 0
+
+    cdef int _take_response(self, dict message) except -1:
+        cdef Call call = None
+        cdef uint64_t number
+        id = message.get("id")
+        if type(id) is str and id:
+            number = number_of(<str> id, self._prefix)
+            call = self._pending.pop(number, None)
+            if call is None:
+                return self._drop(number, message)
+            self._multiplexed = True
+        elif id is None or id == "":
+            if not self._multiplexed:
+                if self._pending:
+                    _, call = self._pending.popitem()
+            elif len(self._pending) == 1:
+                # It may belong to this call or be a stray one. Nobody is given it, nobody hangs.
+                _, call = self._pending.popitem()
+                self.stray += 1
+                if not call.abandoned:
+                    self._finish(call, None, ProtocolError(
+                        f"plugin {self._plugin!r} answered without an id after it had returned "
+                        f"ids, so the answer cannot be told to be that of slot "
+                        f"{call.template.slot!r}", plugin=self._plugin, slot=call.template.slot))
+                return 0
+        if call is None:
+            return self._drop(0, message)
+        self._answered = True
+        if call.abandoned:
+            self.late += 1
+            return 0
+        try:
+            data = take_data(message, self._plugin, call.template.slot)
+        except SlotError as error:
+            self._finish(call, None, error.with_traceback(None))
+        else:
+            self._finish(call, data, None)
+        return 0
+
+    cdef int _drop(self, object number, dict message) except -1:
+        """Count an answer that belongs to no pending call."""
+        if self._given_up.pop(number, self) is not self:
+            self.late += 1
+        else:
+            self.stray += 1
+            self._owner.stray(message)
+        return 0
