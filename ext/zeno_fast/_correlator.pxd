@@ -17,6 +17,7 @@ cdef class Correlator:
     cdef str _prefix
     cdef uint64_t _number
     cdef uint64_t _heard
+    cdef Py_ssize_t _stale  # bytes of the unfinished line that were there before the last request
     cdef uint64_t _alone  # number of the call that has the channel to itself, or 0
     cdef dict _pending
     cdef Call _newest
@@ -54,6 +55,7 @@ cdef class Correlator:
     cdef int _take_lines(self) except -1
     cdef int _take_rest(self) except -1
     cdef int _take_line(self, const char *line, size_t nbytes) except -1
+    cdef int _take_parts(self, bytes line, Py_ssize_t stale) except -1
     cdef int _take_long_line(self, const char *line, size_t nbytes) except -1
     cdef bint _take_invalid_answer(self, const char *line, size_t nbytes) except -1
     cdef bint _take_plain_answer(self, const char *line, size_t nbytes) except -1

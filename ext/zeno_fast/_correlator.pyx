@@ -176,6 +176,7 @@ cdef class Correlator:
         """Give a call its id and queue its request for writing."""
         self._number += 1
         self._take_up(call, self._number)
+        self._stale = self._pipe.buffered()
         return self._put_request(call.template, call.payload, call.number, call.deadline_ns)
 
     cdef int _put_request(
@@ -329,14 +330,16 @@ cdef class Correlator:
     cdef int _take_line(self, const char *line, size_t nbytes) except -1:
         """Deliver the message in one line; what is none is noise."""
         cdef object message
+        cdef Py_ssize_t stale = 0 if self._multiplexed else self._stale
         cdef int64_t header = self._header
         self._framed = self._header = -1
+        self._stale = 0
         while nbytes and (line[nbytes - 1] == 13 or line[nbytes - 1] == 32):
             nbytes -= 1
         if not nbytes:
             self._framed = header
             return 0
-        if line[0] == 123:  # {
+        if line[0] == 123 and not stale:  # {
             if self._take_plain_answer(line, nbytes):
                 return 0
             try:
@@ -347,16 +350,29 @@ cdef class Correlator:
                 if is_message(<dict> message):
                     return self._take_message(<dict> message, nbytes)
                 return self._take_noise(PyBytes_FromStringAndSize(line, nbytes))
-        parts = split_damaged(PyBytes_FromStringAndSize(line, nbytes))
-        if type(parts[0]) is not dict and self._take_invalid_answer(line, nbytes):
+        return self._take_parts(PyBytes_FromStringAndSize(line, nbytes), stale)
+
+    cdef int _take_parts(self, bytes line, Py_ssize_t stale) except -1:
+        """Deliver the messages in a line that is not, or not only, one.
+
+        Args:
+            stale: How much of it was there before the pending call was sent, where answers have no
+                ids: what begins in there is no answer to it.
+        """
+        cdef Py_ssize_t begin
+        cdef list parts = split_damaged(line)
+        if parts and type(parts[0][1]) is not dict and self._take_invalid_answer(
+                PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line)):
             del parts[0]  # the begin of the line: it may go on with whole messages
-        for part in parts:
+        for begin, part in parts:
             if self._ended:
                 break
-            if type(part) is dict:
-                self._take_message(<dict> part, nbytes)
-            else:
+            if type(part) is not dict:
                 self._take_noise(<bytes> part)
+            elif begin < stale and not part.get("id") and part.get("type") != "host_call":
+                self._drop(0, <dict> part)
+            else:
+                self._take_message(<dict> part, PyBytes_GET_SIZE(line))
         return 0
 
     cdef int _take_long_line(self, const char *line, size_t nbytes) except -1:

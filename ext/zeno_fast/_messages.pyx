@@ -139,7 +139,7 @@ cdef object host_call_id(bytes begin):
 
 
 cdef list split_damaged(bytes line):
-    """Split a line that is not one message into messages (dict) and noise (bytes), in order.
+    """Split a line into messages (dict) and noise (bytes), each with where it begins, in order.
 
     Text may be glued in front of a message, behind it, or between two. Behind the begin of one that
     is cut off, only a message with an id counts: one without may be a part of the other's data.
@@ -175,10 +175,10 @@ cdef list split_damaged(bytes line):
             continue
         noise = line[done:begin].strip(BLANK)
         if noise:
-            found.append(noise)
-        found.append(value)
+            found.append((done, noise))
+        found.append((begin, value))
         done = position
     noise = line[done:].strip(BLANK)
     if noise:
-        found.append(noise)
+        found.append((done, noise))
     return found

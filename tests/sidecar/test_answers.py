@@ -71,6 +71,34 @@ def test_a_repeated_line_without_an_id_is_never_the_next_callers_answer(manager,
         assert [future.result(10) for future in futures] == ["first", {"n": step}]
 
 
+def test_an_answer_begun_before_the_call_was_sent_is_nobodys(manager, make_plugin):
+    manager.load_plugin(
+        make_plugin(
+            """
+            def say(text):
+                sys.stdout.write(text)
+                sys.stdout.flush()
+
+            for request in requests():
+                slot = request["slot_name"]
+                if slot.startswith("plugin_"):
+                    put({"success": True, "data": []})
+                elif slot == "half":
+                    put({"success": True, "data": "whole"})
+                    say('{"success":true,"data":"nobodys"')
+                elif slot == "prompt":
+                    say('}\\n{"success":true,"data":"mine"}\\nprompt> ')
+                else:
+                    put({"success": True, "data": "behind the prompt"})
+            """
+        )
+    )
+    for _ in range(20):
+        answers = [manager.execute_slot("scripted", slot).data for slot in ("half", "prompt", "a")]
+        assert answers == ["whole", "mine", "behind the prompt"]
+    assert manager.get_plugin("scripted").status()["stray_answers"] == 20
+
+
 def test_answers_may_come_in_any_order(manager, make_plugin):
     manager.load_plugin(
         make_plugin(

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Run tests with the extensions built for AddressSanitizer and UndefinedBehaviorSanitizer.
+#
+#     tests/sanitize.sh                     # what is worth it, in under four minutes
+#     tests/sanitize.sh tests/wasm -k pool  # or what pytest is given
+#
+# Builds in a copy of the tree, never in the tree. Fails where a test fails or a sanitizer reports
+# anything, in whichever process. Last, two faults put into the copy have to be found: a run that
+# cannot fail proves nothing. PYTHON is an interpreter that has what the tests need; KEEP=1 keeps
+# the copy. GCC only, whose runtimes can be loaded into an interpreter that was built without.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python}
+work=$(mktemp -d "${TMPDIR:-/tmp}/zeno-sanitize.XXXXXX")
+tree=$work/tree
+trap '[[ ${KEEP:-} == 1 ]] && echo "kept: $work" || rm -rf "$work"' EXIT
+
+# What is left out of a run without arguments:
+left_out=(
+    --ignore=tests/unit/test_c_headers.py # has sanitizers of its own, also one that excludes ours
+    # Nothing compiled is in what these test, or it is only run in other processes, and slowly.
+    --ignore=tests/unit/test_cli.py
+    --ignore=tests/unit/test_readme.py
+    --ignore=tests/unit/test_yaml_source.py
+    # PHP loads its modules in a way that a sanitizer's runtime refuses.
+    "--deselect=tests/unit/test_binary.py::test_every_kind_of_script_runs_with_and_without_a_digest"
+)
+if (($# == 0)); then
+    for folder in tests/sidecar tests/fault tests/fuzz tests/unit; do
+        if [[ -d $root/$folder ]]; then set -- "$@" "$folder"; fi
+    done
+    set -- "$@" "${left_out[@]}"
+fi
+
+mkdir "$tree"
+cd "$root"
+git -c safe.directory='*' ls-files -z --cached --others --exclude-standard |
+    while IFS= read -r -d '' file; do [[ ! -e $file ]] || printf '%s\0' "$file"; done |
+    tar --create --null --files-from=- | tar --extract --directory="$tree"
+cd "$tree"
+
+# The tools of the build in an environment of their own, as pip would have them.
+"$python" -m venv "$work/tools"
+"$work/tools/bin/pip" --quiet install 'setuptools>=77' 'cython>=3.1'
+
+build() {
+    ZENO_FAST_SANITIZE=address,undefined "$work/tools/bin/python" setup.py --quiet \
+        build_ext --inplace --parallel "$(nproc)" >"$work/build.log" 2>&1 ||
+        { tail -50 "$work/build.log"; return 1; }
+}
+
+# sanitized REPORTS COMMAND...: run it with the runtimes loaded; reports go to REPORTS.PID.
+#
+# Only those of the first: beside another runtime UBSan's own option is without effect, and it
+# writes to stderr, from where the callers of this take it.
+#
+# CPython leaves much unfreed on purpose, so leaks are not looked for; its own allocator would hide
+# most faults. Python's children inherit all of this, as they need to; sidecars get a clean
+# environment from zeno_fast anyway.
+sanitized() {
+    local reports=$1
+    shift
+    env LD_PRELOAD="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)" \
+        ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:abort_on_error=1:log_path=$reports" \
+        UBSAN_OPTIONS="halt_on_error=1:abort_on_error=1:print_stacktrace=1" \
+        PYTHONMALLOC=malloc PYTHONPATH="$tree" "$@"
+}
+
+# fault RIGHT WRONG REPORT: with RIGHT made WRONG in _pipe.pyx, a replay of the corpus ends in REPORT.
+fault() {
+    local right=$1 wrong=$2 report=$3 text
+    text=$(<"$work/_pipe.pyx")
+    [[ $text == *"$right"* ]] || { echo "no '$right' to put a fault into"; return 1; }
+    printf '%s\n' "${text/"$right"/"$wrong"}" >ext/zeno_fast/_pipe.pyx
+    build
+    if sanitized "$work/fault" "$python" tests/fuzz/fuzz_channel.py \
+        --replay tests/fuzz/corpus/*.case >"$work/fault.log" 2>&1; then
+        echo "=== FAILED: '$wrong' was not noticed"
+        return 1
+    fi
+    grep -qs -e "$report" "$work"/fault.* ||
+        { cat "$work"/fault.*; echo "=== FAILED: '$wrong' was not reported as $report"; return 1; }
+    rm -f "$work"/fault.*
+    echo "a fault was put in and found: $report"
+}
+
+echo "building in $tree"
+build
+
+status=0
+# Descriptor 2 is not captured: what UBSan wrote before it ended the process would be lost.
+sanitized "$work/report" "$python" -m pytest -p no:cacheprovider --capture=sys "$@" 2>&1 |
+    tee "$work/pytest.log" || status=$?
+if compgen -G "$work/report.*" >/dev/null || grep -q ': runtime error: ' "$work/pytest.log"; then
+    cat "$work"/report.* 2>/dev/null || true
+    echo "=== FAILED: the sanitizers reported something"
+    exit 1
+fi
+((status == 0)) || exit "$status"
+
+# Last, so that nothing has to be built again without them.
+cp ext/zeno_fast/_pipe.pyx "$work"
+fault 'realloc(self._buffer, capacity)' 'realloc(self._buffer, capacity // 2)' heap-buffer-overflow
+fault 'capacity = self._capacity * 2' 'capacity = self._capacity << (self._capacity & 65536)' \
+    'shift exponent'
