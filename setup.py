@@ -36,6 +36,7 @@ extensions = [
         "_correlator",
         "_channel",
         "_slot",
+        "_pipeline",
         "_wasmtime",
         "_wasm",
     )

@@ -17,6 +17,7 @@ from guests.build import build, missing_toolchain
 
 import zeno_fast
 from zeno_fast import PluginManager
+from zeno_fast._pipe import Pipe
 
 LEAK_GRACE = 3.0  # seconds that threads and descriptors which were told to end may take
 
@@ -62,8 +63,17 @@ ASKS_ABOUT_STDOUT = """(module
   (func (export "_start") (drop (call $get (i32.const 1) (i32.const 8)))))"""
 
 
+@pytest.fixture(scope="session")
+def spare_descriptor() -> None:
+    """Have zeno_fast open the one descriptor that it keeps for the life of the process."""
+    (read_fd, theirs), (mine, write_fd) = os.pipe(), os.pipe()
+    Pipe(read_fd, write_fd, -1, 1024).close()
+    os.close(theirs)
+    os.close(mine)
+
+
 @pytest.fixture
-def no_leaks(wasi_runtime: None) -> Iterator[None]:
+def no_leaks(wasi_runtime: None, spare_descriptor: None) -> Iterator[None]:
     """Fail a test after which more descriptors, threads or child processes exist than before."""
     if not Path("/proc/self/fd").exists():
         pytest.skip("leaks are counted in /proc, which this system lacks")

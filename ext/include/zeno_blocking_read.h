@@ -60,11 +60,12 @@ typedef struct zb_patrol {
     uint32_t forks;
     int started;
     int prepared;
+    int spare; /* a descriptor to let go where the process may have no more of them, or -1 */
     unsigned char token[ZB_TOKEN_SIZE];
 } zb_patrol;
 
 static zb_patrol zb_global = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, NULL, 0, 0, 0, 0,
-                              0, {0}};
+                              0, -1, {0}};
 
 /* Open the pipe of `fd` anew, as a description of its own. Returns a descriptor or -1. */
 static inline int zb_reopen(int fd, int flags)
@@ -84,19 +85,34 @@ static inline uint32_t zb_generation(void)
 /* End a read whose state is `expected`, with a token that is put into the pipe. */
 static inline void zb_mark(zb_reader *reader, uint32_t expected)
 {
+    uint32_t result = expected;
+    ssize_t count;
     int fd;
 
     if (!__atomic_compare_exchange_n(&reader->state, &expected, (uint32_t)ZB_ENDING, 0,
                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
         return;
     fd = zb_reopen(reader->fd, O_WRONLY | O_NONBLOCK);
+    if (fd < 0 && zb_global.spare >= 0) { /* the process has no descriptor left but this one */
+        close(zb_global.spare);
+        fd = zb_reopen(reader->fd, O_WRONLY | O_NONBLOCK);
+        zb_global.spare = -1;
+    }
     if (fd >= 0) {
+        do
+            count = write(fd, zb_global.token, ZB_TOKEN_SIZE);
+        while (count < 0 && errno == EINTR);
         /* A pipe that is too full for the mark has what the reader waits for. */
-        if (write(fd, zb_global.token, ZB_TOKEN_SIZE) == ZB_TOKEN_SIZE)
+        if (count == ZB_TOKEN_SIZE) {
             reader->marks += 1;
+            result = ZB_MARKED;
+        }
         close(fd);
     }
-    __atomic_store_n(&reader->state, (uint32_t)ZB_MARKED, __ATOMIC_RELEASE);
+    if (zb_global.spare < 0) /* it was let go above */
+        zb_global.spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    /* Blocked still, where it could not be: it is tried again in the next round. */
+    __atomic_store_n(&reader->state, result, __ATOMIC_RELEASE);
 }
 
 /* End a read that is in progress, if one is. Any thread may call this while the reader is open. */
@@ -205,6 +221,7 @@ static inline int zb_prepare(void)
     for (index = 0; index < ZB_TOKEN_SIZE; index++)
         if (zb_global.token[index] == '\n')
             zb_global.token[index] = 0; /* a line end within would cut it in two */
+    zb_global.spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
     zb_init_sync();
     if (pthread_atfork(NULL, NULL, zb_after_fork) != 0)
         return -1;
@@ -308,9 +325,9 @@ static inline ssize_t zb_read(zb_reader *reader, void *buffer, size_t nbytes, in
     error = errno;
     while (!__atomic_compare_exchange_n(&reader->state, &state, (uint32_t)ZB_IDLE, 0,
                                         __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-        if (state == ZB_ENDING) {
+        while (state == ZB_ENDING) {
             sched_yield();
-            state = ZB_MARKED; /* which is what it will be */
+            state = __atomic_load_n(&reader->state, __ATOMIC_ACQUIRE);
         }
     }
     *marked = (int)reader->marks;

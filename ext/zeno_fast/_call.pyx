@@ -33,7 +33,7 @@ cdef class RequestTemplate:
 
 
 @cython.final
-@cython.freelist(64)
+@cython.freelist(512)
 cdef class Call:
     """One call; made by its channel, which alone changes it."""
 
@@ -101,7 +101,7 @@ cdef class Call:
         self.data = self.error = None
         self.payload = b""
         if self.kind == LOOP:
-            if target.done():
+            if target.done() or target.get_loop().is_closed():
                 return
         else:
             self.target = None  # its task, in a loop, finds it here

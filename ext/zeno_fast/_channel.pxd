@@ -17,6 +17,8 @@ cdef class Channel(Correlator):
     cdef object _exchange_alone(
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope,
         object watcher)
+    cdef int begin(self, Call call) except -1
+    cdef object take_answer(self, Call call)
     cdef object _wait_and_take(self, Call call)
     cdef int _start(self, Call call, bint flush) except -1
     cdef int _refuse_fork(self) except -1

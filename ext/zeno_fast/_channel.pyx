@@ -114,7 +114,7 @@ cdef class Channel(Correlator):
         cdef Call call
         if self._undisturbed() and PyBytes_GET_SIZE(payload) <= SMALL:
             return self._exchange_alone(template, payload, deadline_ns, scope, None)
-        call = self._new_call(template, payload, deadline_ns, scope, THREAD)
+        call = self.new_call(template, payload, deadline_ns, scope, THREAD)
         self._start(call, True)
         return self._wait_and_take(call)
 
@@ -142,7 +142,7 @@ cdef class Channel(Correlator):
             future: An asyncio future where `watcher` watches its loop, else a concurrent one.
             watcher: Reads when no thread does; its `deliver` gets the finished call.
         """
-        cdef Call call = self._new_call(
+        cdef Call call = self.new_call(
             template, payload, deadline_ns, scope, LOOP if watcher.is_loop else FUTURE)
         call.target = future
         call.began_ns = monotonic_ns()
@@ -154,13 +154,14 @@ cdef class Channel(Correlator):
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, future, watcher
     ):
         """Start a call as `start` does, after which a guest that has said nothing is replaced."""
-        cdef Call call = self._new_call(template, payload, deadline_ns, None, FUTURE)
+        cdef Call call = self.new_call(template, payload, deadline_ns, None, FUTURE)
         call.target = future
         call.began_ns = monotonic_ns()
         call.watcher = watcher
         call.ping = True
         if self._lost or self._ended:
             raise NotSent()
+        self._watch(call)
         self._put_call(call)  # however long the queue is: that may be why
         self.flush()
         return call
@@ -177,7 +178,7 @@ cdef class Channel(Correlator):
             watcher: Of an event loop, whose `deliver` and `deliver_chunk` get what comes; or None,
                 and `wait_ready` waits for it.
         """
-        cdef Call call = self._new_call(
+        cdef Call call = self.new_call(
             template, payload, deadline_ns, scope, THREAD if watcher is None else LOOP)
         call.sink = sink
         call.watcher = watcher
@@ -190,27 +191,13 @@ cdef class Channel(Correlator):
         if not call.ready:
             self._await(call)
 
-    def start_many(
-        self, RequestTemplate template, list payloads, int64_t deadline_ns, object scope
-    ):
-        """Start a call for each payload with one write; `wait_for` takes each answer."""
-        cdef list calls = []
-        cdef Call call
-        try:
-            for payload in payloads:
-                call = self._new_call(template, <bytes?> payload, deadline_ns, scope, THREAD)
-                self._start(call, False)
-                calls.append(call)
-        except BaseException:
-            for call in calls:
-                self._abandon(call)
-            raise
-        finally:
-            self.flush()
-        return calls
+    cdef int begin(self, Call call) except -1:
+        """Start a call of this thread; `flush` writes it, `take_answer` waits for its answer."""
+        call.began_ns = monotonic_ns()
+        return self._start(call, False)
 
-    def wait_for(self, Call call):
-        """Wait in this thread for a started call and return its data, or raise as `call` does."""
+    cdef object take_answer(self, Call call):
+        """Wait for a call that was begun and return its data, or raise as `call` does."""
         if not call.done:
             self._turn_once()
         return self._wait_and_take(call)
@@ -255,8 +242,7 @@ cdef class Channel(Correlator):
         """
         if call.done:
             return True
-        if not call.abandoned:
-            self._turn_once()
+        self._turn_once()
         if not call.done:
             if self._leading and not call.ready and monotonic_ns() - call.deadline_ns > LATE_NS:
                 call.deadline_ns = monotonic_ns() - LATE_NS // 2
@@ -387,13 +373,14 @@ cdef class Channel(Correlator):
                     if self._pending or self._followers or self._output.nbytes:
                         self._pass_on()
                     return data
-        call = self._new_call(
+        call = self.new_call(
             template, payload, deadline_ns, scope, THREAD if watcher is None else LOOP)
         if watcher is not None:
             call.target = watcher.make_future()
             call.watcher = watcher
         call.began_ns = began_ns
         self._take_up(call, number)
+        self._watch(call)
         try:
             if taken == LINE:
                 self._take_line(line, nbytes)
@@ -446,8 +433,10 @@ cdef class Channel(Correlator):
                     f"slot {call.template.slot!r} of plugin {self._plugin!r} was called by a host "
                     "function that this very plugin waits for, and it takes one call at a time",
                     plugin=self._plugin, slot=call.template.slot)
+            self._watch(call)
             self._queue.append(call)
             return 0
+        self._watch(call)
         self._put_call(call)
         if flush:
             self._output.flush()
@@ -553,13 +542,14 @@ cdef class Channel(Correlator):
             if not call.began_ns:
                 call.began_ns = monotonic_ns()
             until = self._next_deadline(deadline_ns)
+            PyErr_CheckSignals()  # one that came while nothing was waited for
             self._polling = True
             with nogil:
                 ready = self._pipe.wait(interest, until)
             self._polling = False
             if ready == AGAIN:
                 PyErr_CheckSignals()
-                continue
+                ready = 0
             if ready & WRITABLE:
                 self._output.flush()
             if ready & READABLE:
@@ -607,7 +597,8 @@ cdef class Channel(Correlator):
         for call in self._followers:
             call.wake()
             return 0
-        if self._pending or self._output.full or self._output.broken:
+        # What threads wait for between two calls, as those of `map` do, they read themselves.
+        if self._watched or self._output.full or self._output.broken:
             for watcher in self._watchers:
                 watcher.arm_soon()
         return 0
@@ -645,7 +636,7 @@ cdef class Channel(Correlator):
 
     cdef int _keep_abandoned(self, Call call) except -1:
         """Let a guest without ids answer a call that has failed, for a moment more."""
-        cdef Call kept = self._new_call(
+        cdef Call kept = self.new_call(
             call.template, call.payload, monotonic_ns() + LATE_NS, None, THREAD)
         kept.began_ns = call.began_ns
         kept.abandoned = kept.ready = True
@@ -668,7 +659,7 @@ cdef class Channel(Correlator):
         With a deadline, wait a moment for something to come, but not beyond it. A guest that never
         stops printing gets a few reads at a time, so that whoever reads can look at the clock.
         """
-        cdef int _
+        cdef int _, ready
         cdef bint drained = True
         cdef Py_ssize_t count
         if self._pipe.read_fd < 0 or self._ended:
@@ -695,6 +686,12 @@ cdef class Channel(Correlator):
             elif count != AGAIN:
                 self._break("sent a line that did not fit into memory")
             break
+        else:
+            # What was taken last may be all there is, and then no wait would end for it.
+            if self._queue and not self._multiplexed and not self._pending and not self._ended:
+                with nogil:
+                    ready = self._pipe.wait(READABLE, 0)
+                drained = ready == 0
         self._pipe.relax()
         if not self._ended and (drained or self._multiplexed):
             self._send_queued()

@@ -25,6 +25,7 @@ cdef class Correlator:
     cdef dict _given_up
     cdef Py_ssize_t _max_queue
     cdef Py_ssize_t _max_request
+    cdef Py_ssize_t _watched
     cdef bint _cancels
     cdef bint _tells_deadline
     cdef bint _multiplexed
@@ -39,7 +40,7 @@ cdef class Correlator:
     cdef readonly uint64_t stray
     cdef readonly uint64_t late
     cdef readonly uint64_t noise
-    cdef Call _new_call(
+    cdef Call new_call(
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope, int kind
     )
     cdef int _admit(self, RequestTemplate template, bytes payload) except -1
@@ -49,7 +50,10 @@ cdef class Correlator:
     ) except -1
     cdef int _take_up(self, Call call, uint64_t number) except -1
     cdef int _finish(self, Call call, object data, object error) except -1
+    cdef void _watch(self, Call call) noexcept
+    cdef void _unwatch(self, Call call) noexcept
     cdef int _abandon(self, Call call) except -1
+    cdef int _put_cancel(self, Call call) except -1
     cdef int _give_up_on_abandoned(self) except -1
     cdef int _break(self, str what, object kind=*) except -1
     cdef int _take_lines(self) except -1

@@ -126,7 +126,7 @@ cdef class Correlator:
 
     # -- calls --------------------------------------------------------------------------------
 
-    cdef Call _new_call(
+    cdef Call new_call(
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope, int kind
     ):
         cdef Call call = Call.__new__(Call)
@@ -212,11 +212,23 @@ cdef class Correlator:
         self._output.added(end + 2 - begin)
         return 0
 
+    cdef void _watch(self, Call call) noexcept:
+        """Count a call that no thread waits for, so that somebody reads for it."""
+        if call.kind != THREAD:
+            call.watched = True
+            self._watched += 1
+
+    cdef void _unwatch(self, Call call) noexcept:
+        if call.watched:
+            call.watched = False
+            self._watched -= 1
+
     cdef int _finish(self, Call call, object data, object error) except -1:
         """Hand a call its answer; whoever waits for it is woken."""
         call.data = data
         call.error = error
         call.done = call.ready = True
+        self._unwatch(call)
         call.wake()
         if call.kind != THREAD:
             call.watcher.deliver(call)
@@ -237,13 +249,19 @@ cdef class Correlator:
                 if len(self._given_up) >= MAX_GIVEN_UP:
                     del self._given_up[next(iter(self._given_up))]
                 self._given_up[call.key] = None
-                if self._cancels and not self._lost:
-                    self._output.put_bytes(
-                        b'{"type":"cancel","id":"%b%d"}\n' % (self._prefix.encode(), call.number))
+                self._put_cancel(call)
         elif not call.abandoned:
             self._owner.abandoned(call)
+            self._put_cancel(call)
         call.abandoned = call.ready = True
+        self._unwatch(call)
         call.wake()
+        return 0
+
+    cdef int _put_cancel(self, Call call) except -1:
+        if self._cancels and not self._lost:
+            self._output.put_bytes(
+                b'{"type":"cancel","id":"%b%d"}\n' % (self._prefix.encode(), call.number))
         return 0
 
     cdef int _give_up_on_abandoned(self) except -1:
@@ -401,7 +419,9 @@ cdef class Correlator:
                 begin[:SHOWN] + b" ... (%d bytes, above the limit of %d)"
                 % (size, self._pipe.max_line))
         self._answered = True
-        if not call.abandoned and not call.done:
+        if call.abandoned:
+            call.done = True
+        elif not call.done:
             self._finish(call, None, MessageTooLarge(
                 f"the answer to slot {call.template.slot!r} of plugin {self._plugin!r} is {size} "
                 f"bytes, above the limit of {self._pipe.max_line}; ask for less or raise "
@@ -521,6 +541,7 @@ cdef class Correlator:
             return self._drop(0, message)
         self._answered = True
         if call.abandoned:
+            call.done = True  # nothing of it is due any more
             self.late += 1
             return 0
         try:

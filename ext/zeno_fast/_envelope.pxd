@@ -4,6 +4,7 @@ cdef class InputCheck:
     cdef readonly str slot
     cdef readonly str plugin
     cdef tuple _names
+    cdef frozenset _declared
     cdef tuple _inputs
     cdef list _kinds
     cdef list _defaults

@@ -99,7 +99,13 @@ cdef class InputCheck:
         cdef list defaults = []
         self.slot = definition.name
         self.plugin = definition.plugin
-        self._inputs = tuple(definition.inputs.values())
+        # Of those that accept anything, and may be left out, there is nothing to check or fill in.
+        self._inputs = tuple([
+            declared for declared in definition.inputs.values()
+            if KINDS.get(declared.type.lower(), ANY) != ANY
+            or declared.required or declared.has_default
+        ])
+        self._declared = frozenset(definition.inputs)
         self._names = tuple(declared.name for declared in self._inputs)
         for declared in self._inputs:
             kinds.append(KINDS.get(declared.type.lower(), ANY))
@@ -164,7 +170,7 @@ cdef class InputCheck:
         text = (
             f"slot {self.slot!r} of plugin {self.plugin!r}: parameter {declared.name!r}"
             f"{f' ({declared.type})' if declared.type else ''} is required")
-        undeclared = [key for key in given if isinstance(key, str) and key not in self._names]
+        undeclared = [key for key in given if isinstance(key, str) and key not in self._declared]
         near = difflib.get_close_matches(declared.name, undeclared, 1)
         if near:
             text += f"; is {near[0]!r} a misspelling of it?"

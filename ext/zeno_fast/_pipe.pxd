@@ -42,6 +42,7 @@ cdef class Pipe:
     cdef readonly size_t max_line
     cdef size_t long_nbytes  # of the last line above the limit
     cdef zb_reader _reader
+    cdef int _marks  # tokens that are to come with what is read
     cdef bint _alone
     cdef int _misses
     cdef int _skip
@@ -50,8 +51,7 @@ cdef class Pipe:
     cdef Py_ssize_t spin(self) noexcept nogil
     cdef Py_ssize_t _block(self) noexcept nogil
     cdef int _make_room(self) noexcept nogil
-    cdef int _grow(self) noexcept nogil
-    cdef Py_ssize_t _read(self) noexcept nogil
+    cdef Py_ssize_t _without_marks(self, Py_ssize_t count) noexcept nogil
     cdef void _skip_line(self) noexcept nogil
     cdef bytes long_end(self)
     cdef Py_ssize_t buffered(self) noexcept nogil

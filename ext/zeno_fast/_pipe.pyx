@@ -120,6 +120,8 @@ cdef class Pipe:
 
     cdef int _make_room(self) noexcept nogil:
         """Have room for half a chunk behind what is buffered; 0 or a negative status."""
+        cdef size_t capacity
+        cdef char *grown
         if self._start == self._end:
             self._start = self._end = self._scanned = 0
         if self._capacity - self._end >= CHUNK // 2:
@@ -133,12 +135,8 @@ cdef class Pipe:
         if self._skipped or self._end - self._start > self.max_line:
             self._skip_line()
             return 0
-        return self._grow()
-
-    cdef int _grow(self) noexcept nogil:
-        """Double the buffer; 0 or a negative status."""
-        cdef size_t capacity = self._capacity * 2
-        cdef char *grown = <char *> realloc(self._buffer, capacity)
+        capacity = self._capacity * 2
+        grown = <char *> realloc(self._buffer, capacity)
         if grown is NULL:
             return NO_MEMORY
         self._buffer = grown
@@ -147,17 +145,21 @@ cdef class Pipe:
 
     cdef Py_ssize_t fill(self) noexcept nogil:
         """Read once. Returns the number of bytes, 0 at the end of input, or a negative status."""
-        cdef int status = self._make_room()
-        return status if status else self._read()
-
-    cdef Py_ssize_t _read(self) noexcept nogil:
-        """Read once into the room that there is; as `fill`."""
         cdef ssize_t count
+        cdef int status = self._make_room()
+        if status:
+            return status
         while True:
             count = read(self.read_fd, self._buffer + self._end, self._capacity - self._end)
-            if count >= 0:
+            if count > 0:
                 self._end += <size_t> count
+                if self._marks:
+                    count = self._without_marks(count)
+                    if not count:
+                        continue
                 return count
+            if count == 0:
+                return 0
             if errno == EAGAIN:
                 return AGAIN
             if errno != EINTR:
@@ -211,7 +213,6 @@ cdef class Pipe:
     cdef Py_ssize_t _block(self) noexcept nogil:
         """Read once, blocking for some milliseconds at most."""
         cdef ssize_t count
-        cdef size_t fresh, at
         cdef int marked = 0
         cdef int status = self._make_room()
         cdef bint interrupted
@@ -220,37 +221,38 @@ cdef class Pipe:
         count = zb_read(
             &self._reader, self._buffer + self._end, self._capacity - self._end, &marked)
         interrupted = count < 0 and errno == EINTR
+        self._marks += marked
         if count > 0:
             self._end += <size_t> count
-        if not marked:
-            if count >= 0:
-                return count
-            return INTERRUPTED if interrupted else AGAIN
-        # Take out the tokens that ended the read: they are all in the pipe by now, but for those
-        # that a guest has read from its own output.
-        fresh = <size_t> count if count > 0 else 0
-        while marked:
-            at = zb_find_token(self._buffer + self._end - fresh, fresh)
-            if at == fresh:
-                if self._end == self._capacity and self._grow():
-                    break
-                count = self._read()
-                if count <= 0:
-                    break
-                fresh += <size_t> count
-                continue
-            memmove(
-                self._buffer + self._end - fresh + at,
-                self._buffer + self._end - fresh + at + ZB_TOKEN_SIZE,
-                fresh - at - ZB_TOKEN_SIZE)
-            self._end -= ZB_TOKEN_SIZE
-            fresh -= ZB_TOKEN_SIZE
-            marked -= 1
-        if fresh:
-            return fresh
-        if count == 0 or count == FAILED:
-            return count
+            count = self._without_marks(count)
+            return count if count else AGAIN
+        if count == 0 and not marked:
+            return 0
         return INTERRUPTED if interrupted else AGAIN
+
+    cdef Py_ssize_t _without_marks(self, Py_ssize_t count) noexcept nogil:
+        """Take tokens that ended reads out of the last `count` bytes; return how many are left.
+
+        One may have begun in the bytes before. One that a guest has read from its own output never
+        comes, and is looked for in vain.
+        """
+        cdef size_t begin, size, at
+        while self._marks:
+            begin = self._end - <size_t> count
+            begin -= min(<size_t> ZB_TOKEN_SIZE - 1, begin - self._start)
+            size = self._end - begin
+            at = zb_find_token(self._buffer + begin, size)
+            if at == size:
+                break
+            memmove(
+                self._buffer + begin + at, self._buffer + begin + at + ZB_TOKEN_SIZE,
+                size - at - ZB_TOKEN_SIZE)
+            self._end -= ZB_TOKEN_SIZE
+            if self._scanned > begin + at:
+                self._scanned = begin + at
+            count = max(0, count - ZB_TOKEN_SIZE)
+            self._marks -= 1
+        return count
 
     cdef void _skip_line(self) noexcept nogil:
         """Let go of what was read of a line above the limit, but for its begin and its end."""
@@ -377,7 +379,8 @@ cdef class Pipe:
         cdef char byte = 0
         if self._wake_in >= 0:
             # A full pipe means that a wake is pending already.
-            write(self._wake_in, &byte, 1)
+            while write(self._wake_in, &byte, 1) < 0 and errno == EINTR:
+                pass
             if self._reader.fd >= 0:
                 zb_end(&self._reader)
 

@@ -20,8 +20,6 @@ cdef class Route:
         channel: To the running process; None where the driver has to be asked first.
     """
 
-    cdef public Channel channel
-
 
 cdef class DirectSlot:
     """One slot of a sidecar plugin; calls over the route's channel, else through `exchange`.
@@ -33,14 +31,6 @@ cdef class DirectSlot:
         exchange: The driver's way, which starts a process where none runs; it is given the
             template, the encoded parameters, the deadline and the scope.
     """
-
-    cdef readonly object definition
-    cdef readonly RequestTemplate template
-    cdef Route _route
-    cdef InputCheck _check
-    cdef int64_t _timeout_ns
-    cdef str _plugin
-    cdef object _exchange
 
     def __init__(self, definition, Route route, double timeout, exchange):
         self.definition = definition

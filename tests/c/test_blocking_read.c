@@ -31,7 +31,7 @@ static unsigned char expected_byte(size_t at)
     return (unsigned char)((at * 2654435761U) >> 13);
 }
 
-/* Read once, as the pipe does: with the token taken out. Returns the number of bytes, or -1 at the
+/* Read once, as the pipe does: with the tokens taken out. Returns the number of bytes, or -1 at the
  * end of input. */
 static ssize_t read_once(zb_reader *reader, int fd, char *buffer, size_t capacity)
 {
@@ -43,13 +43,16 @@ static ssize_t read_once(zb_reader *reader, int fd, char *buffer, size_t capacit
     if (!marked)
         return count == 0 ? -1 : count;
     fresh = count > 0 ? (size_t)count : 0;
-    while ((at = zb_find_token(buffer, fresh)) == fresh) {
-        count = read(fd, buffer + fresh, capacity - fresh);
-        CHECK(count > 0);
-        fresh += (size_t)count;
+    for (; marked > 0; marked--) {
+        while ((at = zb_find_token(buffer, fresh)) == fresh) {
+            count = read(fd, buffer + fresh, capacity - fresh);
+            CHECK(count > 0);
+            fresh += (size_t)count;
+        }
+        memmove(buffer + at, buffer + at + ZB_TOKEN_SIZE, fresh - at - ZB_TOKEN_SIZE);
+        fresh -= ZB_TOKEN_SIZE;
     }
-    memmove(buffer + at, buffer + at + ZB_TOKEN_SIZE, fresh - at - ZB_TOKEN_SIZE);
-    return (ssize_t)(fresh - ZB_TOKEN_SIZE);
+    return (ssize_t)fresh;
 }
 
 static void *write_all(void *argument)

@@ -1,7 +1,10 @@
-"""Guests of both styles of answering, and a healthy plugin beside the one that is at fault."""
+"""Guests of both styles, a healthy plugin beside the one at fault, and a host whose calls fail."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import textwrap
 import threading
 import time
@@ -15,6 +18,8 @@ import pytest
 from zeno_fast import PluginManager
 
 Load = Callable[..., None]
+MakePlugin = Callable[..., Path]
+RunPython = Callable[[str], "subprocess.CompletedProcess[str]"]
 SERVED_WITHIN = 2.5  # seconds for one call of the healthy plugin; some milliseconds are usual
 
 # `frame` and `envelope` make the answer that `write` or `put` sends; either style has its own.
@@ -37,10 +42,16 @@ def frame(request, data):
     return ('{"type":"guest_response","id":"' + request["id"] + '","success":true,"data":'
             + data + '}')
 
+def chunk(request, data):
+    put({"type": "guest_chunk", "id": request["id"], "data": data})
+
 ''',
     "no-ids": """\
 def frame(request, data):
     return '{"success":true,"data":' + data + '}'
+
+def chunk(request, data):
+    put({"type": "guest_chunk", "data": data})
 
 def answer(request, data):
     put({"success": True, "data": data})
@@ -51,13 +62,40 @@ def fail(request, error):
 """,
 }
 
+# What every program of the tests here has at hand beside the prelude.
+TOOLS = '''
+import fcntl, struct, termios, threading
+
+def greeted(request, *slots, features=(), **info):
+    """Answer the life-cycle slots, plugin_init with these features; return whether it was one."""
+    if request.get("slot_name") == "plugin_init":
+        answer(request, {"name": "scripted", "version": "1.0.0", "features": features, **info})
+        return True
+    return "slot_name" in request and lifecycle(request, *slots)
+
+def mark(name):
+    open(name, "w").close()
+
+def wait_for(name):
+    while not os.path.exists(name):
+        time.sleep(0.002)
+
+def wait_until_read():
+    """Wait until the host has taken all that was written."""
+    sys.stdout.flush()
+    while struct.unpack("i", fcntl.ioctl(1, termios.FIONREAD, b"\\0" * 4))[0]:
+        time.sleep(0.002)
+'''
+
 HEALTHY = """
+asked = {}
 for request in requests():
-    if request.get("type") != "host_response" and not lifecycle(request, "healthy"):
+    if request.get("type") == "host_response":
+        answer(asked.pop(request["id"]), request["data"])
+    elif not lifecycle(request, "healthy"):
+        asked[request["id"]] = request
         put({"type": "host_call", "id": request["id"], "function": "healthy_host_function",
              "call_id": request["id"], "parameters": request["parameters"]})
-        response = json.loads(sys.stdin.readline())
-        answer(request, response["data"])
 """
 
 
@@ -145,3 +183,72 @@ def healthy(manager: PluginManager, make_plugin: Callable[..., Path]) -> Iterato
     healthy = Healthy(manager)
     yield healthy
     healthy.finish()
+
+
+def _in_style(make_plugin: MakePlugin, style: str) -> MakePlugin:
+    def make(program: str, **how: str) -> Path:
+        return make_plugin(GUEST + STYLES[style] + TOOLS + textwrap.dedent(program), **how)
+
+    return make
+
+
+@pytest.fixture
+def make_guest(make_plugin: MakePlugin, style: str) -> MakePlugin:
+    """Make a plugin as `make_plugin` does, from a program that also has TOOLS, in each style."""
+    return _in_style(make_plugin, style)
+
+
+@pytest.fixture
+def make_ids_guest(make_plugin: MakePlugin) -> MakePlugin:
+    """Make a plugin as `make_guest` does, in the style that returns ids."""
+    return _in_style(make_plugin, "ids")
+
+
+@pytest.fixture
+def make_bare_guest(make_plugin: MakePlugin) -> MakePlugin:
+    """Make a plugin as `make_guest` does, in the style without ids."""
+    return _in_style(make_plugin, "no-ids")
+
+
+@pytest.fixture(scope="session")
+def syscall_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the library that counts and disturbs a process's system calls, to be preloaded."""
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("the shim is for Linux, whose linker preloads it")
+    compiler = os.environ.get("CC", "cc")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler}; `apt install gcc` would bring it")
+    source = Path(__file__).parents[1] / "c" / "syscall_shim.c"
+    library = tmp_path_factory.mktemp("shim") / "syscall_shim.so"
+    built = subprocess.run(
+        [compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-shared",
+         "-fPIC", str(source), "-o", str(library), "-ldl"],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    return library
+
+
+SHIM = """\
+import ctypes
+shim = ctypes.CDLL(None)
+shim.shim_count.restype = shim.shim_injected.restype = ctypes.c_uint64
+shim.shim_inject.argtypes = ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64
+shim.shim_shift_clock.argtypes = [ctypes.c_int64]
+READ, WRITE, POLL, YIELD = range(4)
+EINTR, EAGAIN, SHORT_READ, SHORT_WRITE = range(4)
+"""
+
+
+@pytest.fixture
+def run_under_shim(
+    syscall_shim: Path, run_python: RunPython, monkeypatch: pytest.MonkeyPatch
+) -> RunPython:
+    """Run a program as `run_python` does, with the shim in it and its functions at hand."""
+
+    def run(program: str) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as patch:
+            patch.setenv("LD_PRELOAD", str(syscall_shim))
+            return run_python(SHIM + textwrap.dedent(program))
+
+    return run

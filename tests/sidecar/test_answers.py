@@ -84,8 +84,7 @@ def test_an_answer_begun_before_the_call_was_sent_is_nobodys(manager, make_plugi
                 if slot.startswith("plugin_"):
                     put({"success": True, "data": []})
                 elif slot == "half":
-                    put({"success": True, "data": "whole"})
-                    say('{"success":true,"data":"nobodys"')
+                    say('{"success":true,"data":"whole"}\\n{"success":true,"data":"nobodys"')
                 elif slot == "prompt":
                     say('}\\n{"success":true,"data":"mine"}\\nprompt> ')
                 else:

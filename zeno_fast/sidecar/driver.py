@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from itertools import islice
 from typing import Any
 
 from zeno_fast._call import Call, NotSent, RequestTemplate
+from zeno_fast._pipeline import Pipeline
 from zeno_fast._slot import DirectSlot, Route
 from zeno_fast.binary import open_executable
 from zeno_fast.driver import Parameters, Scope
@@ -26,7 +25,7 @@ from zeno_fast.errors import (
     SlotTimeout,
     ZenoError,
 )
-from zeno_fast.host.context import current_host_call
+from zeno_fast.host.context import HostCall, current_host_call
 from zeno_fast.host.functions import HostFunctions
 from zeno_fast.log import plugin_logger
 from zeno_fast.manifest import Manifest
@@ -88,6 +87,7 @@ class SidecarDriver:
         self._closed = False
         self._described = False
         self._silent = False
+        self._host_calls: set[HostCall] = set()
         self._failures = 0
         self._restarts = 0
         self._last_cause = ""
@@ -138,6 +138,7 @@ class SidecarDriver:
             "last_failure": self._last_cause or None,
             "transport": "stdio",
             "sandbox": "none",
+            "host_calls": len(self._host_calls),
         }
         if worker is not None:
             status |= {
@@ -149,7 +150,6 @@ class SidecarDriver:
                 "returns_ids": worker.channel.returns_ids,
                 "stray_answers": worker.channel.stray,
                 "late_answers": worker.channel.late,
-                "host_calls": worker.host_calls,
                 "noise_lines": worker.channel.noise,
             }
         return status
@@ -362,7 +362,7 @@ class SidecarDriver:
         )
         worker = Worker(
             manifest, process, self._host, self._monitor, self.executor, self.resubmit,
-            self._ended, self.max_message,
+            self._ended, self.max_message, self._host_calls,
         )  # fmt: skip
         worker.may_be_pinged = not self._silent
         self._launching = worker
@@ -456,60 +456,12 @@ class SidecarSlot(DirectSlot):
     ) -> Iterator[Any]:
         """Call once for each of `many`, pipelined; yield the data in order."""
         driver = self._driver
-        source = iter(many)
-        window: deque[tuple[Worker, Call, bytes, int]] = deque()
         width = max(1, min(WINDOW, driver.manifest.sidecar.max_queue // 2))
-        used: set[Worker] = set()
-        exhausted = False
+        calls = Pipeline(self, driver, iter(many), timeout, scope, width, WINDOW_NBYTES)
         try:
-            while window or not exhausted:
-                if not exhausted and len(window) <= width // 2:
-                    payloads = self._take(source, width - len(window))
-                    exhausted = not payloads
-                    window.extend(self._start_many(payloads, timeout, scope))
-                if not window:
-                    break
-                worker, call, payload, deadline_ns = window.popleft()
-                used.add(worker)
-                try:
-                    data = worker.channel.wait_for(call)
-                except NotSent:
-                    data = driver.exchange(self.template, payload, deadline_ns, scope)
-                if driver.failures:
-                    driver.succeeded()
-                yield data
+            yield from calls
         finally:
-            for worker, call, *_ in window:
-                used.add(worker)
-                worker.channel.abandon(call)
-            for worker in used:
-                driver.release(worker)
-
-    def _take(self, source: Iterator[Parameters], count: int) -> list[bytes]:
-        """Encode the next parameters: at most `count`, and not much more than the window's size."""
-        payloads = []
-        nbytes = 0
-        for parameters in islice(source, count):
-            payloads.append(self.encode(parameters))
-            nbytes += len(payloads[-1])
-            if nbytes >= WINDOW_NBYTES:
-                break
-        return payloads
-
-    def _start_many(
-        self, payloads: list[bytes], timeout: float | None, scope: Scope | None
-    ) -> Iterator[tuple[Worker, Call, bytes, int]]:
-        deadline_ns = self.deadline_ns(timeout)
-        while payloads:
-            worker = self._driver.worker(deadline_ns)
-            try:
-                calls = worker.channel.start_many(self.template, payloads, deadline_ns, scope)
-            except NotSent:
-                continue
-            return zip(
-                [worker] * len(calls), calls, payloads, [deadline_ns] * len(calls), strict=True
-            )
-        return iter(())
+            calls.close()
 
     async def call_async(
         self, parameters: Parameters | None, timeout: float | None, scope: Scope | None

@@ -125,7 +125,8 @@ class Monitor:
             events = self._selector.select(timeout)
             for key, _ in events:
                 if key.data is None:
-                    os.read(self._wake_out, 4096)
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake_out, 4096)
                 else:
                     self._run_job(key.data)
             self._woken = False  # before the jobs are taken: one added from now on wakes anew

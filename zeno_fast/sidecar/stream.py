@@ -54,8 +54,9 @@ class ChunkBuffer:
 
     def wake(self) -> None:
         """Let the task that waits look again; in the event loop's thread."""
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        waiter = self.waiter
+        if waiter is not None and not (waiter.done() or waiter.get_loop().is_closed()):
+            waiter.set_result(None)
 
 
 class SidecarStream(Stream):

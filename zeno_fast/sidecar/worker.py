@@ -40,6 +40,7 @@ class Worker:
     Args:
         process: Just started; owned from now on.
         max_message: Bytes of one message, either way, where the manifest sets no limit.
+        all_host_calls: Holds those of this guest while they run, and of those before it.
         resubmit: Takes a future's call that never reached the guest.
         on_end: Is told once when the process ended by itself: why, and if calls were pending.
     """
@@ -54,6 +55,7 @@ class Worker:
         resubmit: Callable[[Call], None],
         on_end: Callable[[PluginCrashed, bool], None],
         max_message: int,
+        all_host_calls: set[HostCall],
     ) -> None:
         self._manifest = manifest
         self._plugin = manifest.name
@@ -66,7 +68,8 @@ class Worker:
         self._stdout_log = GuestLog(self._plugin, "stdout")
         self._stderr_log = GuestLog(self._plugin, "stderr")
         self._stderr_lock = threading.Lock()
-        self._host_calls = 0
+        self._host_calls: set[HostCall] = set()
+        self._all_host_calls = all_host_calls
         self._pinging = False
         self.may_be_pinged = True
         self._hung = False
@@ -102,11 +105,6 @@ class Worker:
     def stderr(self) -> str:
         """The last lines of its stderr."""
         return "\n".join(self._stderr_log.tail)
-
-    @property
-    def host_calls(self) -> int:
-        """Number of host functions that run for the guest at this moment."""
-        return self._host_calls
 
     def crash(self) -> PluginCrashed:
         """Say how the process ended between two calls; waits for its end."""
@@ -183,7 +181,7 @@ class Worker:
 
     def host_call(self, message: dict[str, Any]) -> None:
         """Answer a host call, off the reading path."""
-        if self._host_calls >= MAX_HOST_CALLS:
+        if len(self._host_calls) >= MAX_HOST_CALLS:
             self._answer_host_call(
                 message, error=f"more than {MAX_HOST_CALLS} host calls at the same time"
             )
@@ -199,11 +197,12 @@ class Worker:
             None if call is None else call.within,
             self.channel,
         )
-        self._host_calls += 1
+        self._host_calls.add(host_call)
+        self._all_host_calls.add(host_call)
         try:
             self._executor.submit(self._run_host_call, message, scope, host_call)
         except RuntimeError as error:  # the interpreter is shutting down
-            self._host_calls -= 1
+            self._forget_host_call(host_call)
             self._answer_host_call(message, error=str(error))
 
     def ended(self) -> None:
@@ -259,7 +258,11 @@ class Worker:
             self._logger.exception("the answer of host function %s is no JSON", function)
             self._answer_host_call(message, error=f"{function} gave no JSON: {error}")
         finally:
-            self._host_calls -= 1
+            self._forget_host_call(host_call)
+
+    def _forget_host_call(self, host_call: HostCall) -> None:
+        self._host_calls.discard(host_call)
+        self._all_host_calls.discard(host_call)
 
     def _answer_host_call(
         self, message: dict[str, Any], *, data: Any = None, error: str | None = None

@@ -1,0 +1,149 @@
+"""Calls one slot many times, many of the calls on their way at once, and gives answers in order."""
+
+cimport cython
+from cpython.bytes cimport PyBytes_GET_SIZE
+from libc.stdint cimport int64_t
+
+from zeno_fast._call cimport THREAD, Call
+from zeno_fast._channel cimport Channel
+from zeno_fast._slot cimport DirectSlot
+
+from collections import deque
+
+from zeno_fast._call import NotSent
+from zeno_fast.errors import PluginUnavailable
+
+
+@cython.final
+cdef class Pipeline:
+    """An iterator over the data of one call for each of a source's parameters; for one thread.
+
+    It reads ahead in the source, by a window that the caller bounds, and writes the requests of
+    half a window at once. What fails, a call or the source, is raised in its turn.
+
+    Args:
+        slot: Which to call.
+        driver: Gives the running process by `worker(deadline_ns)`, calls anew by `exchange` what a
+            process that ended had not been sent, and is told by `succeeded`.
+        source: An iterator of parameters.
+        timeout: Seconds for each call, or None.
+        scope: For each call, or None.
+        width: How many calls may be on their way.
+        max_nbytes: How many bytes of encoded parameters may be sent at once.
+    """
+
+    cdef DirectSlot _slot
+    cdef object _driver
+    cdef object _source
+    cdef object _timeout
+    cdef object _scope
+    cdef Py_ssize_t _width
+    cdef Py_ssize_t _max_nbytes
+    cdef object _window
+    cdef object _worker
+    cdef Channel _channel
+    cdef bytes _held  # encoded parameters that could not be sent yet
+    cdef object _failure  # what the source raised
+    cdef bint _exhausted
+    cdef bint _forgives
+
+    def __init__(
+        self, DirectSlot slot, driver, source, timeout, scope, Py_ssize_t width,
+        Py_ssize_t max_nbytes,
+    ):
+        self._slot = slot
+        self._driver = driver
+        self._source = source
+        self._timeout = timeout
+        self._scope = scope
+        self._width = width
+        self._max_nbytes = max_nbytes
+        self._window = deque()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef Call call
+        if len(self._window) <= self._width // 2 and (not self._exhausted or self._held):
+            self._fill()
+        if not self._window:
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
+            raise StopIteration
+        call = <Call> self._window.popleft()
+        try:
+            data = self._channel.take_answer(call)
+        except NotSent:
+            data = self._driver.exchange(call.template, call.payload, call.deadline_ns, call.scope)
+        if self._forgives:
+            self._forgives = False
+            self._driver.succeeded()
+        return data
+
+    def close(self):
+        """Give up the calls that are on their way. Idempotent."""
+        self._exhausted = True
+        self._held = None
+        while self._window:
+            self._channel.abandon(self._window.popleft())
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            self._driver.release(worker)
+
+    cdef int _fill(self) except -1:
+        """Send calls until the window is full, or until the process takes no more for now."""
+        cdef int64_t deadline_ns = self._slot.deadline_ns(self._timeout)
+        cdef Py_ssize_t nbytes = 0
+        cdef bytes payload
+        worker = self._driver.worker(deadline_ns)
+        while worker is not self._worker:
+            if self._window:
+                return 0  # its calls are all failing; they come first
+            if self._worker is not None:
+                self._driver.release(self._worker)
+            self._worker = worker
+            self._channel = worker.channel
+        self._forgives = self._driver.failures > 0
+        try:
+            while len(self._window) < self._width and nbytes < self._max_nbytes:
+                payload = self._next_payload()
+                if payload is None:
+                    break
+                nbytes += PyBytes_GET_SIZE(payload)
+                if not self._send(payload, deadline_ns):
+                    break
+        finally:
+            self._channel.flush()
+        return 0
+
+    cdef bytes _next_payload(self):
+        """Return the next encoded parameters; None at the end of the source, or its failure."""
+        cdef bytes held = self._held
+        if held is not None:
+            self._held = None
+            return held
+        try:
+            return self._slot.encode(next(self._source))
+        except StopIteration:
+            self._exhausted = True
+        except Exception as error:
+            self._exhausted = True
+            self._failure = error
+        return None
+
+    cdef bint _send(self, bytes payload, int64_t deadline_ns) except -1:
+        """Start a call; False where it has to be tried again later."""
+        cdef Call call = self._channel.new_call(
+            self._slot.template, payload, deadline_ns, self._scope, THREAD)
+        try:
+            self._channel.begin(call)
+        except (NotSent, PluginUnavailable) as error:
+            # Either the process has just ended, or others fill its queue.
+            if type(error) is not NotSent and not self._window:
+                raise
+            self._held = payload
+            return False
+        self._window.append(call)
+        return True
