@@ -31,6 +31,7 @@ cdef class Call:
     cdef bint done
     cdef readonly bint ready  # whoever waits for it has something to look at
     cdef bint ping
+    cdef bint postponed  # expired later than it was due, once
     cdef bint watched  # counted by its channel: nobody but a watcher reads for it
     cdef bint waiting
     cdef bint abandoned

@@ -244,8 +244,9 @@ cdef class Channel(Correlator):
             return True
         self._turn_once()
         if not call.done:
-            if self._leading and not call.ready and monotonic_ns() - call.deadline_ns > LATE_NS:
-                call.deadline_ns = monotonic_ns() - LATE_NS // 2
+            if (self._leading and not call.postponed
+                    and monotonic_ns() - call.deadline_ns > LATE_NS):
+                call.postponed = True
                 return False
             self._expire(call)
         return True

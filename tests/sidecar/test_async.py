@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import CancelledError
 from itertools import count, islice
 
 import pytest
@@ -197,3 +198,46 @@ def test_an_event_loop_that_was_closed_with_a_call_in_flight_disturbs_nobody(ech
     loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
     loop.close()
     assert [echo.call("echo", {"n": n}) for n in range(20)] == [{"n": n} for n in range(20)]
+
+
+def test_a_task_whose_calls_are_answered_at_once_does_not_starve_the_others(echo):
+    async def main() -> int:
+        turns = 0
+        done = asyncio.Event()
+
+        async def count() -> None:
+            nonlocal turns
+            while not done.is_set():
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        for number in range(2000):
+            assert await echo.call_async("echo", {"n": number}) == {"n": number}
+        done.set()
+        await counting
+        return turns
+
+    assert asyncio.run(main()) > 2000 // 10
+
+
+def test_d6_a_cancelled_future_releases_the_thread_that_waits_for_it(echo):
+    future = echo.submit("sleep", {"seconds": 30}, timeout=60)
+    outcome = []
+
+    def wait_for_it() -> None:
+        try:
+            outcome.append(future.result())
+        except CancelledError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=wait_for_it)
+    thread.start()
+    time.sleep(
+        0.05
+    )  # most likely it reads by now; where it does not, it has nothing to be freed of
+    began = time.monotonic()
+    assert future.cancel()
+    thread.join(10)
+    assert time.monotonic() - began < 5
+    assert isinstance(outcome[0], CancelledError)

@@ -25,6 +25,7 @@ class SlotFuture(Future[Any]):
         self._executor = executor
         self._channel: Channel | None = None
         self._call: Call | None = None
+        self._read = False  # by a thread, along with its waiting
 
     def attach(self, channel: Channel, call: Call) -> None:
         """Note where the answer will come from."""
@@ -62,14 +63,14 @@ class SlotFuture(Future[Any]):
     def _read_along(self, timeout: float | None) -> float | None:
         """Read the channel until the answer is there or time is up; return the time left."""
         channel, call = self._channel, self._call
-        if channel is None or call is None or self.done():
+        if channel is None or call is None or self._read or self.done():
             return timeout
         now = time.monotonic()
         until = FOREVER_NS if timeout is None else int((now + timeout) * 1e9)
         # Only one thread reads along; a second one waits as on any future.
-        self._channel = None
+        self._read = True
         try:
             channel.join(call, until)
         finally:
-            self._channel = channel
+            self._read = False
         return None if timeout is None else max(0.0, now + timeout - time.monotonic())
