@@ -35,6 +35,6 @@ cdef class Channel(Correlator):
     cdef int _expire(self, Call call) except -1
     cdef int _keep_abandoned(self, Call call) except -1
     cdef int _end(self) except -1
-    cdef int _read(self, int64_t soon_until=*) except -1
+    cdef int _read(self, int64_t soon_ns=*) except -1
     cdef int _drain(self) except -1
     cdef int _send_queued(self) except -1

@@ -343,18 +343,19 @@ cdef class Channel(Correlator):
         cdef int taken = NO_LINE
         cdef uint64_t number
         cdef int64_t began_ns = monotonic_ns()
+        cdef int64_t left_ns = deadline_ns - began_ns
         cdef Call call
         self._admit(template, payload)
         self._number += 1
         number = self._number
-        self._put_request(template, payload, number, deadline_ns)
+        nbytes = self._write_request(template, payload, number, left_ns)
         self._alone = number
         self._take_lead()
-        self._output.flush()
+        self._output.send(nbytes)
         if not self._output.full and not self._output.broken:
             self._polling = True
             with nogil:
-                count = self._pipe.fill_soon(deadline_ns) if watcher is None else self._pipe.spin()
+                count = self._pipe.fill_soon(left_ns) if watcher is None else self._pipe.spin()
             self._polling = False
         self._alone = 0
         if count > 0:
@@ -533,7 +534,7 @@ cdef class Channel(Correlator):
         cdef int64_t until
         if not self._ended and not self._output.full:
             self._polling = True
-            self._read(deadline_ns)
+            self._read(deadline_ns - monotonic_ns())
         while not call.ready:
             if self._output.broken and not self._ended:
                 self._drain()  # its last words
@@ -654,10 +655,10 @@ cdef class Channel(Correlator):
 
     # -- reading ------------------------------------------------------------------------------
 
-    cdef int _read(self, int64_t soon_until=0) except -1:
+    cdef int _read(self, int64_t soon_ns=0) except -1:
         """Read what is there and deliver every message in it; return whether that was all.
 
-        With a deadline, wait a moment for something to come, but not beyond it. A guest that never
+        Given how much time is left, wait a moment of it for something to come. A guest that never
         stops printing gets a few reads at a time, so that whoever reads can look at the clock.
         """
         cdef int _, ready
@@ -667,8 +668,8 @@ cdef class Channel(Correlator):
             return True
         for _ in range(MAX_FILLS):
             with nogil:
-                count = self._pipe.fill_soon(soon_until) if soon_until else self._pipe.fill()
-            soon_until = 0
+                count = self._pipe.fill_soon(soon_ns) if soon_ns else self._pipe.fill()
+            soon_ns = 0
             self._polling = False
             drained = count <= 0
             if count > 0:

@@ -45,8 +45,8 @@ cdef class Correlator:
     )
     cdef int _admit(self, RequestTemplate template, bytes payload) except -1
     cdef int _put_call(self, Call call) except -1
-    cdef int _put_request(
-        self, RequestTemplate template, bytes payload, uint64_t number, int64_t deadline_ns
+    cdef Py_ssize_t _write_request(
+        self, RequestTemplate template, bytes payload, uint64_t number, int64_t left_ns
     ) except -1
     cdef int _take_up(self, Call call, uint64_t number) except -1
     cdef int _finish(self, Call call, object data, object error) except -1

@@ -177,16 +177,22 @@ cdef class Correlator:
         self._number += 1
         self._take_up(call, self._number)
         self._stale = self._pipe.buffered()
-        return self._put_request(call.template, call.payload, call.number, call.deadline_ns)
+        self._output.added(self._write_request(
+            call.template, call.payload, call.number,
+            call.deadline_ns - monotonic_ns() if self._tells_deadline else 0))
+        return 0
 
-    cdef int _put_request(
-        self, RequestTemplate template, bytes payload, uint64_t number, int64_t deadline_ns
+    cdef Py_ssize_t _write_request(
+        self, RequestTemplate template, bytes payload, uint64_t number, int64_t left_ns
     ) except -1:
+        """Write a request, or its end, into the output's room; return how much that is.
+
+        Parameters that are cheaper not to copy, and what stands before them, are queued by then.
+        """
         cdef size_t nhead = PyBytes_GET_SIZE(self._id_head)
         cdef size_t nmiddle = PyBytes_GET_SIZE(template.middle)
         cdef size_t npayload = PyBytes_GET_SIZE(payload)
-        cdef int64_t left
-        # One place in the buffer for all of it, but for parameters that are cheaper not to copy.
+        cdef int64_t left = left_ns // 1000000
         cdef char *begin = self._output.room(
             nhead + MAX_DIGITS + nmiddle + TAIL + (npayload if npayload <= SMALL else 0))
         cdef char *end = begin
@@ -203,14 +209,12 @@ cdef class Correlator:
             self._output.put_bytes(payload)
             begin = end = self._output.room(TAIL)
         if self._tells_deadline:
-            left = (deadline_ns - monotonic_ns()) // 1000000
             memcpy(end, TIMEOUT, 14)
             end += 14
             end += write_decimal(<uint64_t> left if left > 0 else 0, end)
         end[0] = 125  # }
         end[1] = 10
-        self._output.added(end + 2 - begin)
-        return 0
+        return end + 2 - begin
 
     cdef void _watch(self, Call call) noexcept:
         """Count a call that no thread waits for, so that somebody reads for it."""

@@ -14,6 +14,7 @@ cdef class Output:
     cdef Bytes _first
     cdef object _parts
     cdef Py_ssize_t _offset
+    cdef bint _widened
     cdef Bytes _last
     cdef readonly Py_ssize_t nbytes
     cdef readonly bint writing
@@ -22,6 +23,7 @@ cdef class Output:
     cdef char *room(self, size_t nbytes) except NULL
     cdef void added(self, size_t nbytes) noexcept
     cdef int put_bytes(self, bytes part) except -1
+    cdef int send(self, size_t nbytes) except -1
     cdef int flush(self) except -1
     cdef int clear(self) except -1
     cdef void _swap(self) noexcept

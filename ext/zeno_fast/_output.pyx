@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 import _signal  # whose functions cost a tenth of what the wrappers in `signal` do
 from collections import deque
 
-from zeno_fast._pipe cimport Pipe
+from zeno_fast._pipe cimport Pipe, widen
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void *buf, size_t count)
@@ -33,6 +33,7 @@ cdef object _DEFAULT = _signal.SIG_DFL
 
 cdef enum:
     BRIEF = 4096  # bytes whose copy into a pipe takes less time than to let go of the GIL and wait
+    LARGE = 524288  # bytes of a part for which the pipe is made to hold more
     RELAXED = 1048576  # bytes of a buffer above which it is given back once it is empty
 
 
@@ -89,12 +90,27 @@ cdef class Output:
                 self.room(PyBytes_GET_SIZE(part)), PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part))
             self.added(PyBytes_GET_SIZE(part))
             return 0
+        if PyBytes_GET_SIZE(part) > LARGE and not self._widened:
+            self._widened = True
+            widen(self._pipe.write_fd)
         if self._last.end:
             self._parts.append(PyBytes_FromStringAndSize(self._last.data, self._last.end))
             self._last.end = 0
         self._parts.append(part)
         self.nbytes += PyBytes_GET_SIZE(part)
         return 0
+
+    cdef int send(self, size_t nbytes) except -1:
+        """Write what was just put into the room of an empty queue; what is not taken is queued."""
+        cdef Py_ssize_t sent = self._write(self._last.data, nbytes)
+        if sent == <Py_ssize_t> nbytes:
+            return 0
+        self.added(nbytes)
+        if sent > 0:
+            self._swap()
+            self._first.start = sent
+            self.nbytes -= sent
+        return self.flush()
 
     cdef int flush(self) except -1:
         """Write what is queued until it is gone or the pipe is full."""

@@ -24,6 +24,7 @@ cdef enum:
     HEAD = 512  # bytes that are kept of a line above the limit, of its begin and of its end
 
 cdef int64_t monotonic_ns() noexcept nogil
+cdef void widen(int fd) noexcept nogil
 
 cdef class Pipe:
     cdef readonly int read_fd
@@ -44,10 +45,11 @@ cdef class Pipe:
     cdef zb_reader _reader
     cdef int _marks  # tokens that are to come with what is read
     cdef bint _alone
+    cdef bint _widened
     cdef int _misses
     cdef int _skip
     cdef Py_ssize_t fill(self) noexcept nogil
-    cdef Py_ssize_t fill_soon(self, int64_t deadline_ns) noexcept nogil
+    cdef Py_ssize_t fill_soon(self, int64_t left_ns) noexcept nogil
     cdef Py_ssize_t spin(self) noexcept nogil
     cdef Py_ssize_t _block(self) noexcept nogil
     cdef int _make_room(self) noexcept nogil

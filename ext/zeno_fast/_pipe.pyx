@@ -34,11 +34,36 @@ cdef extern from "<time.h>" nogil:
 
 cdef extern from * nogil:
     """
-    #ifndef CLOCK_MONOTONIC_COARSE
-    #define CLOCK_MONOTONIC_COARSE CLOCK_MONOTONIC
+    #include <fcntl.h>
+    #ifndef F_SETPIPE_SZ
+    #define F_SETPIPE_SZ 0
     #endif
     """
-    int CLOCK_MONOTONIC_COARSE
+    int F_SETPIPE_SZ
+    int fcntl(int fd, int command, int argument)
+
+cdef extern from * nogil:
+    """
+    #include <stdint.h>
+    #if defined(__linux__)
+    #include <sys/mman.h>
+    #endif
+    /* Most of the time that a large message takes beside its copying goes into page faults. */
+    static void use_huge_pages(char *memory, size_t nbytes)
+    {
+    #ifdef MADV_HUGEPAGE
+        const uintptr_t huge = (uintptr_t)1 << 21;
+        const uintptr_t begin = ((uintptr_t)memory + huge - 1) & ~(huge - 1);
+        const uintptr_t end = ((uintptr_t)memory + nbytes) & ~(huge - 1);
+        if (begin < end)
+            madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+    #else
+        (void)memory;
+        (void)nbytes;
+    #endif
+    }
+    """
+    void use_huge_pages(char *memory, size_t nbytes)
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
@@ -58,6 +83,7 @@ cdef int64_t BLOCK_NS = 20_000_000  # a deadline this near is left to `wait`
 cdef int MISSES = 3  # waits in vain in a row after which it is left for a while
 
 cdef size_t CHUNK = 64 * 1024  # what a Linux pipe holds, so one read empties it
+cdef size_t WIDE = 512 * 1024  # what a pipe is made to hold for larger messages
 cdef size_t RELAXED = 1024 * 1024  # a larger buffer is given back once it is empty
 
 
@@ -71,6 +97,12 @@ cdef int64_t monotonic_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return <int64_t> now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef void widen(int fd) noexcept nogil:
+    """Let a pipe hold more, for large messages, where the system allows it."""
+    if F_SETPIPE_SZ:
+        fcntl(fd, F_SETPIPE_SZ, <int> WIDE)
 
 
 def _processors():
@@ -135,10 +167,14 @@ cdef class Pipe:
         if self._skipped or self._end - self._start > self.max_line:
             self._skip_line()
             return 0
+        if self._capacity >= WIDE and not self._widened:
+            self._widened = True
+            widen(self.read_fd)
         capacity = self._capacity * 2
         grown = <char *> realloc(self._buffer, capacity)
         if grown is NULL:
             return NO_MEMORY
+        use_huge_pages(grown, capacity)
         self._buffer = grown
         self._capacity = capacity
         return 0
@@ -165,24 +201,18 @@ cdef class Pipe:
             if errno != EINTR:
                 return FAILED
 
-    cdef Py_ssize_t fill_soon(self, int64_t deadline_ns) noexcept nogil:
+    cdef Py_ssize_t fill_soon(self, int64_t left_ns) noexcept nogil:
         """Wait a moment for something to read, and read it; as `fill`, or INTERRUPTED.
 
         First by yielding the processor, for being woken costs more than most answers take; then in
         a read that blocks for some milliseconds, which costs less than `wait` and `fill`.
         """
         cdef Py_ssize_t count
-        cdef timespec now
         if not self._alone:
             count = self.spin()
             if count != AGAIN:
                 return count
-        if self._reader.fd < 0:
-            return AGAIN
-        clock_gettime(CLOCK_MONOTONIC_COARSE, &now)  # some milliseconds behind, and much cheaper
-        if deadline_ns - now.tv_sec * 1000000000 - now.tv_nsec < BLOCK_NS:
-            return AGAIN
-        return self._block()
+        return AGAIN if self._reader.fd < 0 or left_ns < BLOCK_NS else self._block()
 
     cdef Py_ssize_t spin(self) noexcept nogil:
         """Yield the processor until there is something to read or a moment has passed.
