@@ -35,6 +35,9 @@ cdef bytes NO_PARAMETERS = b"{}"
 cdef Py_ssize_t COPY_LIMIT = 2048
 
 cdef enum:
+    MAX_DEPTH = 254  # what orjson encodes
+
+cdef enum:
     ANY = 0
     STRING = 1
     INTEGER = 2
@@ -177,20 +180,22 @@ cdef class InputCheck:
         return InvalidParameters(text, key=declared.name, plugin=self.plugin, slot=self.slot)
 
 
-def _find_unsendable(value, path):
+def _find_unsendable(value, path, depth=0):
     """Return the path and the reason of the first value that JSON cannot carry, or None."""
+    if depth > MAX_DEPTH:  # compiled code is not kept from overflowing the stack
+        return path[:200] + "...", f"it is nested more than {MAX_DEPTH} deep, or holds itself"
     if isinstance(value, Mapping):
         for key, member in value.items():
             if not isinstance(key, str):
                 return path or "parameters", f"the key {key!r} is not a string"
-            found = _find_unsendable(member, f"{path}.{key}" if path else key)
+            found = _find_unsendable(member, f"{path}.{key}" if path else key, depth + 1)
             if found:
                 return found
         if isinstance(value, dict):
             return None
     elif isinstance(value, (list, tuple)):
         for index, member in enumerate(value):
-            found = _find_unsendable(member, f"{path}[{index}]")
+            found = _find_unsendable(member, f"{path}[{index}]", depth + 1)
             if found:
                 return found
         return None
@@ -209,11 +214,7 @@ cpdef bytes dump_parameters(object parameters, str plugin, str slot):
     try:
         return _dumps(parameters, None, _options)
     except TypeError as error:
-        try:
-            found = _find_unsendable(parameters, "")
-        except RecursionError:
-            found = None
-        key, reason = found or ("parameters", str(error))
+        key, reason = _find_unsendable(parameters, "") or ("parameters", str(error))
         raise InvalidParameters(
             f"slot {slot!r} of plugin {plugin!r}: {key} cannot be sent as JSON: {reason}",
             key=key, plugin=plugin, slot=slot) from error
