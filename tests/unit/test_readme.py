@@ -27,6 +27,7 @@ PAGES = {
     name: (ROOT / name).read_text("utf-8")
     for name in (
         "README.md", "CONTRIBUTING.md", "examples/plugins/README.md", "docs/manifest.md",
+        "docs/protocol.md",
         "benchmarks/README.md",
     )
 }  # fmt: skip
@@ -223,3 +224,17 @@ def test_a_link_leads_somewhere(page: str, target: str) -> None:
     if heading:
         headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
         assert heading in {found.lower().replace(" ", "-") for found in headings}
+
+
+def test_the_python_guest_of_the_readme_streams(tmp_path, no_leaks, capsys):
+    write_script(tmp_path / "progress.py", python_block('Plugin("progress"'))
+    (tmp_path / "manifest.yaml").write_text(
+        "name: progress\ntype: sidecar\nbinary: ./progress.py\n"
+    )
+    scope: dict[str, object] = {}
+    exec(python_block("def count(manager)"), scope)
+    with PluginManager() as manager:
+        manager.load_plugin(tmp_path)
+        scope["count"](manager)
+        assert manager.get_plugin("progress").status()["noise_lines"] == 0
+    assert capsys.readouterr().out.split() == ["5", "4", "3", "2", "1", "lift-off"]
