@@ -369,11 +369,13 @@ cdef class Channel(Correlator):
                     pass  # not so plain after all
                 else:
                     self._answered = True
-                    if self._pipe.buffered():
-                        self._take_lines()
-                    self._leading = False
-                    if self._pending or self._followers or self._output.nbytes:
-                        self._pass_on()
+                    try:
+                        if self._pipe.buffered():
+                            self._take_lines()
+                    finally:
+                        self._leading = False
+                        if self._followers or self._watched or self._output.nbytes:
+                            self._pass_on()
                     return data
         call = self.new_call(
             template, payload, deadline_ns, scope, THREAD if watcher is None else LOOP)
@@ -405,7 +407,7 @@ cdef class Channel(Correlator):
             raise
         finally:
             self._leading = False
-            if self._followers or self._output.nbytes or len(self._pending) > (not call.done):
+            if self._followers or self._watched > call.watched or self._output.nbytes:
                 self._pass_on()
         return self._wait_and_take(call) if watcher is None else call
 
@@ -514,7 +516,7 @@ cdef class Channel(Correlator):
             self._pass_on()
             raise
         self._stop_following(call)
-        if call.done:
+        if call.ready:
             # It may have been woken to take over the lead, too.
             self._pass_on()
         return True

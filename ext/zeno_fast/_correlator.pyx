@@ -300,7 +300,8 @@ cdef class Correlator:
         """
         cdef Call call
         self._lost = True
-        self._reason = reason  # for a call that has the channel to itself
+        if self._alone:
+            self._reason = reason  # for whoever has the channel to itself
         sent = list(self._pending.values())
         unsent = list(self._queue)
         self._pending.clear()
