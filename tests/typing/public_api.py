@@ -11,18 +11,22 @@ from typing import Any
 from typing_extensions import assert_type
 
 from zeno_fast import (
+    HostCall,
     InvalidParameters,
     LoadedPlugin,
     LoadReport,
     Manifest,
     ManifestError,
+    MessageTooLarge,
     PluginCrashed,
     PluginManager,
     Response,
     SlotDefinition,
     SlotError,
     SlotTimeout,
+    Stream,
     ZenoError,
+    current_host_call,
 )
 
 
@@ -47,6 +51,10 @@ def calling(manager: PluginManager) -> None:
     assert_type(manager.submit("a.b"), Future[Any])
     assert_type(manager.map("a.b", [{"x": 1}, {"x": 2}]), Iterator[Any])
     assert_type(asyncio.run(manager.call_async("a.b")), Any)
+    with manager.stream("a.b", {"x": 1}, timeout=0.5) as stream:
+        assert_type(stream, Stream)
+        assert_type([chunk for chunk in stream], list[Any])
+        assert_type(stream.result, Any)
     response = manager.execute_slot("a", "a.b")
     assert_type(response, Response)
     assert_type(response.success, bool)
@@ -55,11 +63,24 @@ def calling(manager: PluginManager) -> None:
     manager.call("a.b", timeout="1s")  # type: ignore[arg-type]
 
 
+async def streaming(manager: PluginManager) -> None:
+    async with manager.stream("a.b") as stream:
+        assert_type([chunk async for chunk in stream], list[Any])
+
+
+def asked(parameters: dict[str, Any]) -> float | None:
+    current = current_host_call()
+    assert_type(current, HostCall | None)
+    return current.remaining() if current is not None else None
+
+
 def failing(manager: PluginManager) -> str:
     try:
         manager.call("a.b")
     except InvalidParameters as error:
         assert_type(error.key, str | None)
+    except MessageTooLarge as error:
+        assert_type(error.nbytes, int | None)
     except SlotError as error:
         assert_type(error.message, str)
     except TimeoutError as error:
