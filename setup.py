@@ -34,6 +34,7 @@ extensions = [
         "_output",
         "_messages",
         "_correlator",
+        "_leadership",
         "_channel",
         "_slot",
         "_pipeline",

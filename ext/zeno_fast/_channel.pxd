@@ -1,40 +1,17 @@
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t
 
 from zeno_fast._call cimport Call, RequestTemplate
-from zeno_fast._correlator cimport Correlator
+from zeno_fast._leadership cimport Leadership
 
-cdef class Channel(Correlator):
-    cdef uint32_t _forks
-    cdef dict _followers
-    cdef tuple _watchers
-    cdef bint _leading
-    cdef unsigned long _leader
-    cdef bint _polling
-    cdef bint _closed
+cdef class Channel(Leadership):
     cdef object exchange(
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope)
+    cdef int begin(self, Call call) except -1
+    cdef object take_answer(self, Call call)
+    cdef object _wait_and_take(self, Call call)
     cdef bint _undisturbed(self) noexcept
     cdef object _exchange_alone(
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope,
         object watcher)
-    cdef int begin(self, Call call) except -1
-    cdef object take_answer(self, Call call)
-    cdef object _wait_and_take(self, Call call)
     cdef int _start(self, Call call, bint flush) except -1
     cdef int _refuse_fork(self) except -1
-    cdef int _tell_leader(self) except -1
-    cdef int _await(self, Call call) except -1
-    cdef int _lead_until(self, Call call, int64_t deadline_ns) except -1
-    cdef bint _follow(self, Call call, int64_t deadline_ns) except? False
-    cdef int _stop_following(self, Call call) except -1
-    cdef void _take_lead(self) noexcept
-    cdef int _lead(self, Call call, int64_t deadline_ns) except -1
-    cdef int64_t _next_deadline(self, int64_t deadline_ns) except? -1
-    cdef int _turn_once(self) except -1
-    cdef int _pass_on(self) except -1
-    cdef int _expire(self, Call call) except -1
-    cdef int _keep_abandoned(self, Call call) except -1
-    cdef int _end(self) except -1
-    cdef int _read(self, int64_t soon_ns=*) except -1
-    cdef int _drain(self) except -1
-    cdef int _send_queued(self) except -1

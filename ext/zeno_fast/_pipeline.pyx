@@ -115,7 +115,7 @@ cdef class Pipeline:
                 if not self._send(payload, deadline_ns):
                     break
         finally:
-            self._channel.flush()
+            self._channel.write_out()
         return 0
 
     cdef bytes _next_payload(self):

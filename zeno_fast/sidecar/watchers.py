@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from zeno_fast._call import Call
-from zeno_fast._channel import PUMP_ENDED, PUMP_STOOD_DOWN, PUMP_WANTS_WRITE, Channel
+from zeno_fast._channel import Channel
+from zeno_fast._leadership import PUMP_ENDED, PUMP_STOOD_DOWN, PUMP_WANTS_WRITE
 from zeno_fast.sidecar.monitor import Monitor
 
 if TYPE_CHECKING:
