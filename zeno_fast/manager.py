@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -190,21 +190,27 @@ class PluginManager:
         """
         return self._find(slot).stream(parameters, timeout, scope)
 
-    async def call_async(
+    def call_async(
         self,
         slot: str,
         parameters: Parameters | None = None,
         *,
         timeout: float | None = None,
         scope: Scope | None = None,
-    ) -> Any:
-        """Call a slot from any running event loop; raises as `call` does."""
+    ) -> Coroutine[Any, Any, Any]:
+        """Call a slot from any running event loop; what is awaited raises as `call` does."""
         bound = self._routes.get(slot)
         if bound is None:
-            # It may have to be asked of plugins that have not started yet.
-            import asyncio  # noqa: PLC0415 - only programs that have a loop need it
+            return self._find_and_call(slot, parameters, timeout, scope)
+        return bound.call_async(parameters, timeout, scope)
 
-            bound = await asyncio.get_running_loop().run_in_executor(None, self._find, slot)
+    async def _find_and_call(
+        self, slot: str, parameters: Parameters | None, timeout: float | None, scope: Scope | None
+    ) -> Any:
+        """Call a slot that may have to be asked of plugins which have not started yet."""
+        import asyncio  # noqa: PLC0415 - only programs that have a loop need it
+
+        bound = await asyncio.get_running_loop().run_in_executor(None, self._find, slot)
         return await bound.call_async(parameters, timeout, scope)
 
     # -- loading ------------------------------------------------------------------------------

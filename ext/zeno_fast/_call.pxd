@@ -21,7 +21,7 @@ cdef class Call:
     cdef object data
     cdef object error
     cdef object target
-    cdef object watcher
+    cdef readonly object watcher  # reads for it, and gets it when it is finished
     cdef uint64_t heard  # reads of the channel before it was sent
     cdef int64_t began_ns
     cdef int64_t deadline_ns

@@ -475,7 +475,9 @@ class SidecarSlot(DirectSlot):
             if worker is None:
                 worker = await driver.worker_async(deadline_ns)
             try:
-                data = await worker.call_async(self.template, payload, deadline_ns, scope)
+                data = worker.ask(self.template, payload, deadline_ns, scope)
+                if type(data) is Call:
+                    data = await worker.answer(data)
             except NotSent:
                 continue
             finally:

@@ -160,8 +160,8 @@ class SidecarStream(Stream):
             worker = self._driver.running_worker
             if worker is None:
                 worker = await self._driver.worker_async(deadline_ns)
-            watcher = worker.loop_watcher()
             try:
+                watcher = worker.loop_watcher()
                 self._call = worker.channel.start_stream(
                     self._template, self._payload, deadline_ns, self._scope, self._chunks, watcher
                 )

@@ -122,20 +122,27 @@ class Worker:
         self._watcher.track(call)
         self._watcher.arm_soon()
 
-    async def call_async(
+    def ask(
         self, template: RequestTemplate, payload: bytes, deadline_ns: int, scope: Scope | None
     ) -> Any:
-        """Call from a running event loop. Raises as Channel.call does."""
+        """Start a call from a running event loop. Raises as Channel.call does.
+
+        Returns its data where that is there by now, else the Call, for `answer`.
+        """
         watcher = self.loop_watcher()
         if watcher.may_wait():
             call = self.channel.ask_soon(template, payload, deadline_ns, scope, watcher)
             if type(call) is not Call:
-                return call  # it is the answer, already
+                return call
         else:
             future = watcher.make_future()
             call = self.channel.start(template, payload, deadline_ns, scope, future, watcher)
         watcher.expect(1)
         watcher.arm()
+        return call
+
+    async def answer(self, call: Call) -> Any:
+        """Return the data of a call that `ask` started, in the same loop."""
         timer = expire_in_loop(self.channel, call)
         try:
             return await call.future
@@ -143,10 +150,10 @@ class Worker:
             self.channel.abandon(call)
             raise
         finally:
-            watcher.release(timer)
+            call.watcher.release(timer)
 
     def loop_watcher(self) -> LoopWatcher:
-        """Return who reads for the calls of the running event loop."""
+        """Return who reads for the calls of the running event loop. Raises NotSent at the end."""
         loop = asyncio.get_running_loop()
         return self._loops.get(loop) or self._watch_loop(loop)
 
@@ -166,7 +173,12 @@ class Worker:
         with self._lock:
             for old in [loop for loop in self._loops if loop.is_closed()]:
                 self._loops.pop(old).close()
-            watcher = self._loops[loop] = LoopWatcher(self.channel, loop)
+            try:
+                watcher = self._loops[loop] = LoopWatcher(self.channel, loop)
+            except OSError:
+                if self.channel.lost:
+                    raise NotSent from None  # its descriptors were closed just now
+                raise
         return watcher
 
     # -- what the channel reports, in the middle of reading -----------------------------------
