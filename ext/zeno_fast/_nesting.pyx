@@ -3,13 +3,13 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
-from zeno_fast.host.context import CURRENT
+import zeno_fast.host.context
 
 cdef extern from "Python.h":
     int PyContextVar_Get(object var, PyObject *default_value, PyObject **value) except -1
     void Py_DECREF(PyObject *object)
 
-cdef object _current = CURRENT
+cdef object _current = zeno_fast.host.context.CURRENT
 
 
 cdef object current_host_call():
