@@ -7,9 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from fuzz.cases import Case, parse
-from fuzz.harness import Cut, FuzzFailure, Run
-from fuzz.model import UNDECIDED, Entry, Model, Outcome
+from fuzz.guest import FuzzFailure
+from fuzz.harness import Cut, Run
+from fuzz.model import Model
+from fuzz.table import LATER, Entry, Outcome
 
+# What else a call may be told where the table is not certain.
+UNDECIDED = frozenset({"ProtocolError", "NotSent", "Lost"})
 SINGLE = 400  # bytes at either end of what is printed that are fed one by one
 
 
@@ -86,21 +90,21 @@ def check_run(case: Case, run: Run) -> None:
     """Compare one run with its model."""
     model = run.model
     for number, (outcome, entry) in enumerate(zip(run.outcomes, model.entries, strict=True)):
-        _check_outcome(f"call {number}", outcome, entry, run.sent_at.get(number, 1 << 60))
-    _check_host_calls(run, model)
-    noise = sum(1 for name, _ in run.events if name == "noise")
-    stray = sum(1 for name, _ in run.events if name == "stray")
-    if run.counts["noise"] != noise:
-        raise FuzzFailure(f"{run.counts['noise']} counted as noise, {noise} reported")
-    if not stray <= run.counts["stray"] <= model.messages:
-        raise FuzzFailure(f"{run.counts['stray']} counted as stray, {stray} reported")
+        sent_at = run.guest.sent_at.get(number, LATER)
+        _check_outcome(f"call {number}", outcome, entry, sent_at)
+        _check_chunks(run, number, entry)
+    _check_cancels(run)
+    _check_reports(run, model, "host_call", model.host_calls, model.maybe_host_calls)
+    _check_reports(run, model, "refuse_host_call", model.refused, None)
+    _check_counts(run, model)
     accepted = sum(1 for outcome in run.outcomes if outcome != ("error", "NotSent"))
-    if not len(run.sent_at) <= accepted <= run.counts["calls"] - case.ids + len(model.entries):
-        raise FuzzFailure(f"{run.counts} after {len(run.sent_at)} requests")
+    admitted = run.counts["calls"] - case.ids
+    if not len(run.guest.sent_at) <= accepted or admitted > len(model.entries):
+        raise FuzzFailure(f"{run.counts} after {len(run.guest.sent_at)} requests")
 
 
 def _check_outcome(name: str, outcome: Outcome, entry: Entry, sent_at: int) -> None:
-    if entry.sure:
+    if entry.sure or entry.known:
         if outcome != entry.exact:
             raise FuzzFailure(f"{name} was given {outcome!s:.500}, not {entry.exact!s:.500}")
         return
@@ -113,12 +117,64 @@ def _check_outcome(name: str, outcome: Outcome, entry: Entry, sent_at: int) -> N
         raise FuzzFailure(f"{name} was given {outcome!s:.500}, printed before it was asked")
 
 
-def _check_host_calls(run: Run, model: Model) -> None:
-    reported = [message for name, message in run.events if name == "host_call"]
-    if not Counter(model.host_calls) <= Counter(reported):
-        raise FuzzFailure(f"host calls {model.host_calls}, but reported were {reported}")
-    if not Counter(reported) <= Counter(model.host_calls + model.maybe_host_calls):
-        raise FuzzFailure(f"host calls were reported that nobody made: {reported}")
+def _check_chunks(run: Run, number: int, entry: Entry) -> None:
+    sink = run.sinks.get(number)
+    if sink is None:
+        return
+    name = f"stream {number} was given {sink.chunks!s:.300}"
+    if entry.sure and sink.chunks != entry.chunks:
+        raise FuzzFailure(f"{name}, not {entry.chunks!s:.300}")
+    if not Counter(sink.chunks) <= Counter(entry.chunks + entry.maybe_chunks):
+        raise FuzzFailure(f"{name}, which was not printed for it")
+    shown = sum(1 for other in run.loop_watcher.shown if other is sink)
+    if shown not in (0, len(sink.chunks)):
+        raise FuzzFailure(f"{name}, of which its loop was told {shown} times")
+
+
+def _check_cancels(run: Run) -> None:
+    """Whose calls were given up, and only whose, the guest is told so once."""
+    numbers = {id: number for number, id in run.guest.ids.items()}
+    cancelled = Counter(numbers.get(id) for id in run.guest.cancels)
+    for number, entry in enumerate(run.model.entries):
+        count = cancelled.pop(number, 0)
+        if count != (count > 0 if entry.cancelled is None else entry.cancelled):
+            raise FuzzFailure(f"call {number} was cancelled {count} times, not {entry.cancelled}")
+    if cancelled:
+        raise FuzzFailure(f"calls were cancelled that nobody made: {cancelled}")
+
+
+def _check_reports(
+    run: Run, model: Model, name: str, sure: list[bytes], maybe: list[bytes] | None
+) -> None:
+    reported = [message for event, message in run.events if event == name]
+    if model.counted and reported != sure:
+        raise FuzzFailure(f"{name} was reported with {reported}, not {sure}")
+    if not Counter(sure) <= Counter(reported):
+        raise FuzzFailure(f"{name} was reported with {reported}, and not with each of {sure}")
+    if maybe is not None and not Counter(reported) <= Counter(sure + maybe):
+        raise FuzzFailure(f"{name} was reported with {reported}, which nobody printed")
+
+
+def _check_counts(run: Run, model: Model) -> None:
+    reports = Counter(name for name, _ in run.events)
+    if run.counts["noise"] != reports["noise"]:
+        raise FuzzFailure(f"{run.counts} are counted, and reported are {reports}")
+    if not reports["stray"] <= run.counts["stray"] <= model.messages:
+        raise FuzzFailure(f"{run.counts} are counted, and reported are {reports}")
+    if not model.counted:
+        return
+    found = {
+        "noise": run.counts["noise"],
+        "stray": run.counts["stray"],
+        "late": run.counts["late"],
+        "stray reports": reports["stray"],
+        "hung": reports["hung"],
+        "overran": reports["overran"],
+        "abandoned": reports["abandoned"],
+    }
+    expected = {name: model.counts[name] for name in found}
+    if found != expected:
+        raise FuzzFailure(f"counted are {found}, not {expected}")
 
 
 def _compare(one: Run, other: Run) -> None:
@@ -126,6 +182,7 @@ def _compare(one: Run, other: Run) -> None:
         ("outcomes", one.outcomes, other.outcomes),
         ("reports", one.events, other.events),
         ("counters", one.counts, other.counts),
+        ("cancelled calls", one.guest.cancels, other.guest.cancels),
     ):
         if left != right:
             raise FuzzFailure(

@@ -5,36 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-HOST_FUNCTIONS = (b'"log"', b'"db_query"', b'"no such"', b"7", b"null")
-ODD_IDS = (
-    b"1", b"1.0", b"-1", b"true", b"[]", b'{"a":1}', b'"1"', b'"<pre>"', b'"<pre>0"', b'"<pre>01"',
-    b'"<pre>-1"', b'"<pre>1 "', b'" <pre>1"', b'"<pre>1x"', b'"<pre>\\u0031"', b'"<pre>1\\u0000"',
-    b'"<pre>\xef\xbc\x91"', b'"<pre>18446744073709551617"', b'"<pre>9999999999999999999"',
-    b'"<pre>99999999999999999999"', b'"z00000000.1"', b'"<fill:3000>"', b'"<pre><fill:100>"',
-    b'"\\ud800"', b'"<pre>\\ud800"',
-)  # fmt: skip
-NOISE = (
-    b"2024-01-01 INFO started", b"", b" ", b"\t", b"\r", b"\xef\xbb\xbf", b"\x00", b"\x00\x00\x00",
-    b"\xff\xfe\x80", b"null", b"[]", b"{}", b"{", b"}", b'{"', b'"', b"[[[[", b'{"level":"info"}',
-    b'{"type":"log","success":true}', b'{"type":"guest_chunk","id":"<id:0>","data":"c"}',
-    b'{"type":"guest_call","id":"<id:0>","slot_name":"s"}', b"Content-Length: 120",
-    b"content-length:7\r",
-    b"<fill:70000>", b"<fill:5000>", b"<deep:3000>", b'{"a":<deep:2000>', b'{"a":' * 40, b'{"\\',
-    b'{"success":', b'{"type":"guest_response"}', b'{"type":"host_call"}', b"1e400", b"NaN",
-    b'[{"success":true,"data":"inside"}]', b'{"x":{"success":true,"data":"inside"}}',
-    b'{"x":"{\\"success\\":true}"}', b"text { text", b"Warning: <b>x</b> in /a.php on line 3",
-)  # fmt: skip
-DICTIONARY = (
-    b"<id:0>", b"<id:1>", b"<pre>", b"<cut>\n", b"\n", b"\r\n", b"\x00", b'"', b"\\", b"{", b"}",
-    b"[", b"]", b",", b'"id":', b'"type":', b'"success":true', b'"data":', b'"error":null',
-    b"guest_response", b"host_call", b"\xef\xbb\xbf", b"\xff", b'"\\ud800"', b"1e309",
-    b"18446744073709551616", b"NaN",
-    b"%calls 1\n", b"%calls 3\n", b"%expire 0\n", b"%abandon 0\n", b"%eof\n", b"%ids\n",
-    b"%strict\n",
-    b"%limit 4096\n", b"<fill:4096>", b"<fill:70000>", b"<deep:1022>", b"<deep:1023>",
-    b"<shut:1023>",
-    b"Content-Length: 12\r\n\r\n", b'{"type":"guest_chunk","id":"<id:0>","data":1}\n',
-)  # fmt: skip
+from fuzz.words import DICTIONARY, HOST_FUNCTIONS, NOISE, ODD_IDS
 
 
 class Generator:
@@ -43,6 +14,8 @@ class Generator:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._data = 0
+        self._calls = 0
+        self._limit = 0
 
     def case(self) -> bytes:
         """Make a case."""
@@ -51,35 +24,64 @@ class Generator:
         lines = [b"%ids\n"] if ids else []
         if rng.random() < 0.07:
             lines.append(b"%strict\n")
-        if rng.random() < 0.05:
-            lines.append(b"%%limit %d\n" % rng.choice((100, 1000, 33000, 70000)))
-        calls = 0
+        if rng.random() < 0.3:
+            lines.append(b"%features\n")
+        if rng.random() < 0.1:
+            self._limit = rng.choice((512, 513, 1000, 4096, 33000, 70000))
+            lines.append(b"%%limit %d\n" % self._limit)
+        self._calls = 0
         for _ in range(rng.randint(1, 4)):
-            count = rng.randint(1, 5) if ids or rng.random() < 0.15 else 1
-            lines.append(b"%%calls %d\n" % count)
-            calls += count
-            if rng.random() < 0.2:
-                kind = rng.choice((b"expire", b"abandon"))
-                lines.append(b"%%%s %d\n" % (kind, rng.randrange(calls)))
-            lines += self._round(calls, count, ids)
+            lines += self._asking_round() if ids and rng.random() < 0.3 else self._round(ids)
         if rng.random() < 0.3:
             lines[-1] = lines[-1].replace(b"\n", b"<cut>\n")
             lines.append(b"%eof\n")
         return b"".join(lines)
 
-    def _round(self, calls: int, count: int, ids: bool) -> list[bytes]:
-        """Make what is printed after some calls: mostly an answer each, in any order."""
+    def _round(self, ids: bool) -> list[bytes]:
+        """Start calls and print: mostly an answer each, in any order."""
         rng = self._rng
-        newest = range(calls - count, calls)
+        count = rng.randint(1, 5) if ids or rng.random() < 0.15 else 1
+        kind = rng.choices((b"calls", b"streams", b"ping"), (70, 25, 3 if ids else 0))[0]
+        count = 1 if kind == b"ping" else count
+        begin = [b"%ping\n" if kind == b"ping" else b"%%%s %d\n" % (kind, count)]
+        newest = range(self._calls, self._calls + count)
+        self._calls += count
+        if rng.random() < 0.2:
+            begin.append(self._give_up())
         lines = [
             self.answer(call) if ids or rng.random() < 0.05 else self.bare_answer()
             for call in newest
             if rng.random() < 0.9
         ]
+        if kind == b"streams":
+            lines += [self.chunk(rng.choice(newest), ids) for _ in range(rng.choice((0, 1, 3, 7)))]
+        return begin + self._mix(lines)
+
+    def _asking_round(self) -> list[bytes]:
+        """Make a call that finds its answer there, alone or behind others of it, or does not."""
+        rng = self._rng
+        kind = rng.choices((b"%call\n", b"%soon\n", b"%last\n"), (6, 5, 1))[0]
+        lines = [self.answer(self._calls)] if rng.random() < 0.9 else []
+        self._calls += 1
+        if rng.random() < 0.4:
+            return [kind, *(line + b"\n" for line in lines)]
+        return [kind, *self._mix(lines)]
+
+    def _give_up(self) -> bytes:
+        kind = self._rng.choice((b"expire", b"abandon"))
+        return b"%%%s %d\n" % (kind, self._rng.randrange(self._calls))
+
+    def _mix(self, lines: list[bytes]) -> list[bytes]:
+        """Put other things between some lines, and give each an end."""
+        rng = self._rng
         for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
-            lines.append(self._other(calls))
+            lines.append(self._other(self._calls))
         rng.shuffle(lines)
-        return [line + rng.choice((b"\n", b"\n", b"\n", b"\r\n", b" \n")) for line in lines]
+        ends = (b"\n", b"\n", b"\n", b"\n", b"\r\n", b" \n", b"<cut>\n" if self._limit else b"\n")
+        found = [line + rng.choice(ends) for line in lines]
+        if rng.random() < 0.1:
+            found.insert(rng.randrange(len(found) + 1), self._give_up())
+        return found
 
     def _other(self, calls: int) -> bytes:
         rng = self._rng
@@ -99,7 +101,12 @@ class Generator:
             lambda: self._cut_off(self.answer(call)) + self.answer(rng.randrange(calls + 2)),
             lambda: self._cut_off(self.host_call()) + self.bare_answer(),
             lambda: self._scratch(self.answer(call)),
+            lambda: self.chunk(call, rng.random() < 0.7),
+            lambda: self.chunk(call, True) + self.answer(call),
+            lambda: self.answer(call) + self.chunk(call, True) + rng.choice(NOISE),
         )
+        if self._limit and rng.random() < 0.5:
+            return self.long_line(call)
         return rng.choice(kinds)()
 
     def answer(self, call: int) -> bytes:
@@ -146,6 +153,34 @@ class Generator:
         return b'{"type":"host_call","id":%s,"function":%s,"parameters":{"n":%d}}' % (
             id, rng.choice(HOST_FUNCTIONS), self._next(),
         )  # fmt: skip
+
+    def chunk(self, call: int, named: bool) -> bytes:
+        """Make a partial result."""
+        id = b'"id":"<id:%d>",' % call if named else self._rng.choice((b"", b'"id":"",'))
+        return b'{"type":"guest_chunk",' + id + b'"data":' + self.data() + b"}"
+
+    def long_line(self, call: int) -> bytes:
+        """Make a line about as long as the limit, whose id may be where it is looked for."""
+        rng = self._rng
+        pad = b"<pad:%d>" % (self._limit + rng.choice((-1, 0, 1, 1, 2, 100, 40_000)))
+        near = b'"x":"<fill:%d>",' % rng.choice((0, 200, 440, rng.randrange(420, 520)))
+        id = rng.choice((b'"id":"<id:%d>"' % call, b'"id":"db%d"' % call, b'"id":%d' % call))
+        kind = rng.choice((b"guest_response", b"host_call", b"guest_chunk"))
+        head = b'{"type":"' + kind + b'",'
+        return rng.choice(
+            (
+                head + id + b',"success":true,"data":"' + pad + b'"}',
+                head + near + id + b',"success":true,"data":"' + pad + b'"}',
+                head + b'"data":"' + pad + b'",' + id + b"}",
+                head + b'"data":"' + pad + b'",' + id + b"," + near[:-1] + b"}",
+                head + b'"parameters":{"a":"' + pad + b'"},' + id + b"}",
+                b'{"success":true,"data":"' + pad + b'"}',
+                b"log: " + head + id + b',"data":"' + pad + b'"}',
+                b" " + head + id + b',"data":"' + pad + b'"}',
+                pad + self.answer(call),
+                pad,
+            )
+        )
 
     def data(self) -> bytes:
         """Make a JSON value that says which it is."""

@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 
 from fuzz.check import check
-from fuzz.generate import DICTIONARY
+from fuzz.words import DICTIONARY
 
 MAX_NBYTES = 20_000
 TIMEOUT = 60  # seconds in one case

@@ -9,7 +9,9 @@ import pytest
 from fuzz.check import check
 from fuzz.fuzz_channel import CORPUS, fuzz, read_corpus
 from fuzz.generate import Generator
-from fuzz.harness import FuzzFailure, Run
+from fuzz.guest import FuzzFailure
+from fuzz.harness import Run
+from fuzz.owner import Owner, Watcher
 
 SECONDS = 5.0
 SEED = 20_240_101
@@ -20,6 +22,16 @@ TWO_ANSWERS = (
     b'{"type":"host_call","id":"1","function":"log"}\n'
     b'{"type":"guest_response","id":"<id:0>","success":true,"data":"first","error":null}\n'
     b"noise\n"
+)
+
+STREAMS = (
+    b"%ids\n%features\n%streams 2\n%calls 1\n%abandon 2\n"
+    b'{"type":"guest_chunk","id":"<id:1>","data":1}\n'
+    b'{"type":"guest_chunk","id":"<id:0>","data":2}\n'
+    b'{"type":"guest_chunk","id":"<id:1>","data":3}\n'
+    b'{"type":"guest_response","id":"<id:2>","success":true,"data":4}\n'
+    b"%soon\n"
+    b'{"type":"guest_response","id":"<id:3>","success":true,"data":5}\n'
 )
 
 
@@ -69,6 +81,53 @@ def depend_on_the_cut(run: Run) -> None:
     run.counts["stray"] += 1
 
 
+def swap_chunks(run: Run) -> None:
+    run.sinks[1].chunks.reverse()
+
+
+def give_another_stream_its_chunk(run: Run) -> None:
+    run.sinks[0].chunks.append(run.sinks[1].chunks.pop())
+
+
+def show_a_chunk_twice(run: Run) -> None:
+    run.loop_watcher.shown.append(run.sinks[1])
+
+
+def cancel_twice(run: Run) -> None:
+    run.guest.cancels *= 2
+
+
+def cancel_another_call(run: Run) -> None:
+    run.guest.cancels[:] = [run.guest.ids[1]]
+
+
+def take_a_late_answer_for_a_stray_one(run: Run) -> None:
+    run.counts["late"] -= 1
+    run.counts["stray"] += 1
+
+
+def lose_what_was_answered_at_once(run: Run) -> None:
+    run.outcomes[3] = ("error", "Lost")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        swap_chunks,
+        give_another_stream_its_chunk,
+        show_a_chunk_twice,
+        cancel_twice,
+        cancel_another_call,
+        take_a_late_answer_for_a_stray_one,
+        lose_what_was_answered_at_once,
+    ],
+)
+def test_a_wrong_stream_or_cancel_is_noticed(spoil) -> None:
+    check(STREAMS)
+    with pytest.raises(FuzzFailure):
+        check(STREAMS, spoil=spoil)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -88,12 +147,10 @@ def test_a_wrong_result_is_noticed(spoil) -> None:
 
 
 def test_a_call_that_is_finished_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fuzz import harness
+    def deliver_twice(watcher: Watcher, call: object) -> None:
+        watcher.delivered += [call, call]
 
-    def deliver_twice(owner: harness.Owner, call: object) -> None:
-        owner.delivered += [call, call]
-
-    monkeypatch.setattr(harness.Owner, "deliver", deliver_twice)
+    monkeypatch.setattr(Watcher, "deliver", deliver_twice)
     with pytest.raises(FuzzFailure, match="2 times"):
         check(TWO_ANSWERS)
 
@@ -101,12 +158,10 @@ def test_a_call_that_is_finished_twice_is_noticed(monkeypatch: pytest.MonkeyPatc
 def test_an_error_that_is_not_accepted_is_noticed_and_kept_for_a_replay(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from fuzz import harness
-
-    def refuse(owner: harness.Owner, text: bytes) -> None:
+    def refuse(owner: Owner, text: bytes) -> None:
         raise RuntimeError("an error of the host")
 
-    monkeypatch.setattr(harness.Owner, "noise", refuse, raising=False)
+    monkeypatch.setattr(Owner, "noise", refuse, raising=False)
     _, _, failed = fuzz(0.5, SEED, [TWO_ANSWERS], tmp_path)
     kept = sorted(tmp_path.glob("*.case"))
     assert failed == len(kept) > 0
