@@ -89,6 +89,8 @@ static inline void zb_mark(zb_reader *reader, uint32_t expected)
     ssize_t count;
     int fd;
 
+    if (reader->forks != zb_global.forks) /* in a child: the read is the parent's */
+        return;
     if (!__atomic_compare_exchange_n(&reader->state, &expected, (uint32_t)ZB_ENDING, 0,
                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
         return;

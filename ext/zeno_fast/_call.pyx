@@ -103,6 +103,8 @@ cdef class Call:
         if self.kind == LOOP:
             if target.done() or target.get_loop().is_closed():
                 return
+        elif target is None:
+            return  # it was settled before an exception could say so
         else:
             self.target = None  # its task, in a loop, finds it here
             if not target.set_running_or_notify_cancel():

@@ -160,7 +160,7 @@ cdef class Channel(Leadership):
 
     def abandon(self, Call call):
         """Forget a call: its caller has gone, its answer will be dropped."""
-        if not call.done and not call.abandoned:
+        if not call.done and not call.abandoned and self._forks == zb_forks():
             self._abandon(call)
             if self._polling and call.kind != THREAD:
                 self._pipe.wake()  # the leader may be a thread that waits for this very call
@@ -168,7 +168,7 @@ cdef class Channel(Leadership):
 
     def send(self, bytes line):
         """Queue one line that is no call, such as a host response; return whether it was taken."""
-        if self._lost or self._output.nbytes > MAX_UNREAD:
+        if self._lost or self._output.nbytes > MAX_UNREAD or self._forks != zb_forks():
             return False  # it is gone, or asks and asks and never reads what it is answered
         self._output.put_bytes(line)
         self.write_out()
@@ -190,7 +190,7 @@ cdef class Channel(Leadership):
         """Close the descriptors once no thread is inside; return whether that was so."""
         if self._closed:
             return True
-        if self._leading or self._output.writing:
+        if (self._leading or self._output.writing) and self._forks == zb_forks():
             self._pipe.wake()
             return False
         self._closed = True
@@ -233,13 +233,13 @@ cdef class Channel(Leadership):
         nbytes = self._write_request(template, payload, number, left_ns)
         self._alone = number
         self._take_lead()
-        self._output.send(nbytes)
+        self._output.added(nbytes)
+        self._output.flush()
         if not self._output.full and not self._output.broken:
             self._polling = True
             with nogil:
                 count = self._pipe.fill_soon(left_ns) if watcher is None else self._pipe.spin()
             self._polling = False
-        self._alone = 0
         if count > 0:
             self._heard += 1
             taken = self._pipe.next_line(&line, &nbytes)
@@ -251,6 +251,7 @@ cdef class Channel(Leadership):
                     pass  # not so plain after all
                 else:
                     self._answered = True
+                    self._alone = 0
                     try:
                         if self._pipe.buffered():
                             self._take_lines()
@@ -266,6 +267,7 @@ cdef class Channel(Leadership):
             call.watcher = watcher
         call.began_ns = began_ns
         self._take_up(call, number)
+        self._alone = 0
         self._watch(call)
         try:
             if taken == LINE:

@@ -23,6 +23,8 @@ cdef class Correlator:
     cdef Call _newest
     cdef object _queue
     cdef dict _given_up
+    cdef object _finished
+    cdef bint _delivering
     cdef Py_ssize_t _max_queue
     cdef Py_ssize_t _max_request
     cdef Py_ssize_t _watched
@@ -52,6 +54,8 @@ cdef class Correlator:
     cdef int _finish(self, Call call, object data, object error) except -1
     cdef void _watch(self, Call call) noexcept
     cdef void _unwatch(self, Call call) noexcept
+    cdef int _deliver(self) except -1
+    cdef int _keep_abandoned(self, Call call, int64_t deadline_ns) except -1
     cdef int _abandon(self, Call call) except -1
     cdef int _put_cancel(self, Call call) except -1
     cdef int _give_up_on_abandoned(self) except -1

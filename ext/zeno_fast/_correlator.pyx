@@ -18,6 +18,7 @@ from zeno_fast._messages cimport (
     first_number,
     framed_nbytes,
     host_call_id,
+    kind_of,
     last_number,
     is_message,
     match_answer,
@@ -75,6 +76,7 @@ cdef class Correlator:
         self._pending = {}
         self._queue = deque()
         self._given_up = {}
+        self._finished = deque()
         self._output = Output(pipe)
         self._max_queue = max_queue
         self._max_request = max_request
@@ -235,7 +237,32 @@ cdef class Correlator:
         self._unwatch(call)
         call.wake()
         if call.kind != THREAD:
-            call.watcher.deliver(call)
+            self._finished.append(call)
+            self._deliver()
+        return 0
+
+    cdef int _deliver(self) except -1:
+        """Hand finished calls to who watches for them; one that an exception stops is not lost."""
+        cdef Call call
+        if self._delivering or not self._finished:
+            return 0  # whoever does comes to those that were added, too
+        self._delivering = True
+        try:
+            while self._finished:
+                call = self._finished[0]
+                call.watcher.deliver(call)
+                self._finished.popleft()
+        finally:
+            self._delivering = False
+        return 0
+
+    cdef int _keep_abandoned(self, Call call, int64_t deadline_ns) except -1:
+        """Let a guest without ids answer a call that has failed, until a deadline."""
+        cdef Call kept = self.new_call(call.template, b"", deadline_ns, None, THREAD)
+        kept.began_ns = call.began_ns
+        kept.abandoned = kept.ready = True
+        self._take_up(kept, call.number)
+        self._owner.abandoned(kept)
         return 0
 
     cdef int _abandon(self, Call call) except -1:
@@ -254,6 +281,8 @@ cdef class Correlator:
                     del self._given_up[next(iter(self._given_up))]
                 self._given_up[call.key] = None
                 self._put_cancel(call)
+            call.done = True  # whoever watches its deadline need not keep it
+            call.payload = b""
         elif not call.abandoned:
             self._owner.abandoned(call)
             self._put_cancel(call)
@@ -324,14 +353,20 @@ cdef class Correlator:
         cdef const char *line
         cdef size_t nbytes
         cdef int found
+        cdef object interrupt = None
         while not self._ended:
             found = self._pipe.next_line(&line, &nbytes)
             if found == NO_LINE:
                 break
-            if found == LINE:
-                self._take_line(line, nbytes)
-            else:
-                self._take_long_line(line, nbytes)
+            try:
+                if found == LINE:
+                    self._take_line(line, nbytes)
+                else:
+                    self._take_long_line(line, nbytes)
+            except BaseException as error:  # those behind it are somebody else's
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
         if self._framed >= 0 and not self._ended and self._pipe.buffered() >= self._framed:
             # As long as its header said, and no line end: a guest that writes lines has one there.
             self._break(
@@ -402,23 +437,33 @@ cdef class Correlator:
         """Deal with a line above the limit, of which only the begin was kept."""
         cdef Py_ssize_t size = self._pipe.long_nbytes
         cdef bytes begin = PyBytes_FromStringAndSize(line, nbytes)
+        cdef bytes end
         cdef uint64_t number = first_number(line, nbytes, self._prefix)
         cdef Call call = None
         self._framed = self._header = -1
         if not number and line[0] == 123:  # {
             number = last_number(self._pipe.long_end(), self._prefix)
-        id = host_call_id(begin)
-        if id is not None:
+        end = self._pipe.long_end()
+        kind = kind_of(begin, end)
+        if kind == "host_call":
             self._owner.refuse_host_call(
-                id, f"the host call is {size} bytes, above the limit of {self._pipe.max_line}")
+                host_call_id(begin, end),
+                f"the host call is {size} bytes, above the limit of {self._pipe.max_line}")
             return 0
         if number:
             call = self._pending.pop(number, None)
             self._multiplexed = self._multiplexed or call is not None
             if call is None:
                 return self._drop(number, {})
-        elif not self._multiplexed and self._pending and line[0] == 123:  # {
+        elif not self._multiplexed and self._pending and line[0] == 123 and (
+                kind == "guest_chunk" or kind is None and b'"success"' in begin + end):
+            # Of a stream a part is missing now; an answer it is if it looks like one.
             _, call = self._pending.popitem()
+            if kind == "guest_chunk":
+                if call.sink is None:
+                    self._pending[call.key] = call
+                    return 0
+                self._keep_abandoned(call, call.deadline_ns)
         if call is None:
             return self._take_noise(
                 begin[:SHOWN] + b" ... (%d bytes, above the limit of %d)"
@@ -468,10 +513,10 @@ cdef class Correlator:
             data = decode(text, length)
         except ValueError:
             return False
-        # Decoding runs no foreign code, so the call is still pending.
-        del self._pending[call.key]
         self._multiplexed = self._answered = True
-        self._finish(call, data, None)
+        # The collector may have run meanwhile, and with it the end of whoever made the call.
+        if self._pending.pop(call.key, None) is not None:
+            self._finish(call, data, None)
         return True
 
     cdef int _take_noise(self, bytes text) except -1:
@@ -514,7 +559,12 @@ cdef class Correlator:
             "takes: what waits to be read is above the limit of sidecar.max_response, "
             f"{self._pipe.max_line} bytes", limit=self._pipe.max_line,
             plugin=self._plugin, slot=call.template.slot)
-        self._abandon(call)
+        if self._multiplexed:
+            self._abandon(call)
+        else:
+            self._pending.pop(call.key, None)
+            self._put_cancel(call)
+            self._keep_abandoned(call, call.deadline_ns)
         self._finish(call, None, error)
         return 0
 

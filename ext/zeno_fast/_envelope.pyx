@@ -236,7 +236,10 @@ cdef object take_data(dict message, str plugin, str slot):
     if success is None and not error:
         return message.get("data")
     if not isinstance(error, str):
-        error = "" if error is None else _dumps(error).decode()
+        try:
+            error = "" if error is None else _dumps(error).decode()
+        except TypeError:  # it is nested more deeply than can be written
+            error = "the guest reported a failure whose reason cannot be shown"
     raise SlotError(
         error or "the guest reported a failure without a reason",
         data=message.get("data"), plugin=plugin, slot=slot)

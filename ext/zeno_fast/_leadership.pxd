@@ -20,11 +20,10 @@ cdef class Leadership(Correlator):
     cdef int _stop_following(self, Call call) except -1
     cdef void _take_lead(self) noexcept
     cdef int _lead(self, Call call, int64_t deadline_ns) except -1
-    cdef int64_t _next_deadline(self, int64_t deadline_ns) except? -1
+    cdef Call _blocking_call(self)
     cdef int _turn_once(self) except -1
     cdef int _pass_on(self) except -1
     cdef int _expire(self, Call call) except -1
-    cdef int _keep_abandoned(self, Call call) except -1
     cdef int _end(self) except -1
     cdef int _read(self, int64_t soon_ns=*) except -1
     cdef int _drain(self) except -1

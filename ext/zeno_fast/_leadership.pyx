@@ -11,7 +11,7 @@ is in one.
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t
 
-from zeno_fast._call cimport THREAD, Call
+from zeno_fast._call cimport Call
 from zeno_fast._correlator cimport Correlator
 from zeno_fast._pipe cimport (
     zb_forks,
@@ -115,7 +115,8 @@ cdef class Leadership(Correlator):
         That is so where a thread reads and has not come to it: the answer may be there, from when
         the host was stopped. Ask again after a moment.
         """
-        if call.done:
+        if call.done or self._forks != zb_forks():
+            self._deliver()
             return True
         self._turn_once()
         if not call.done:
@@ -128,6 +129,8 @@ cdef class Leadership(Correlator):
 
     cdef int write_out(self) except -1:
         """Write what is queued, as far as the pipe takes it, and see that the rest is."""
+        if self._forks != zb_forks():
+            return 0  # what is queued is the parent's to write
         self._output.flush()
         self._tell_leader()
         return self._pass_on()
@@ -219,6 +222,7 @@ cdef class Leadership(Correlator):
         """Read for everyone until this call is ready or the deadline passes."""
         cdef int ready, interest
         cdef int64_t until
+        cdef Call blocking
         if not self._ended and not self._output.full:
             self._polling = True
             self._read(deadline_ns - monotonic_ns())
@@ -230,7 +234,11 @@ cdef class Leadership(Correlator):
                 interest |= WRITABLE
             if not call.began_ns:
                 call.began_ns = monotonic_ns()
-            until = self._next_deadline(deadline_ns)
+            # Its own thread may be elsewhere, with an iterator that is not read.
+            blocking = self._blocking_call()
+            until = deadline_ns
+            if blocking is not None and blocking.deadline_ns < deadline_ns:
+                until = blocking.deadline_ns
             PyErr_CheckSignals()  # one that came while nothing was waited for
             self._polling = True
             with nogil:
@@ -247,20 +255,17 @@ cdef class Leadership(Correlator):
                 # The pipe may be held open by a grandchild: what is in it is all there will be.
                 self._drain()
             if not call.ready and monotonic_ns() >= until:
-                if until < deadline_ns:
-                    self._give_up_on_abandoned()
-                else:
+                if until == deadline_ns:
                     return 0
+                self._expire(blocking)
         return 0
 
-    cdef int64_t _next_deadline(self, int64_t deadline_ns) except? -1:
-        """Return the sooner of a deadline and that of an abandoned call that blocks the others."""
-        cdef Call call
+    cdef Call _blocking_call(self):
+        """Return the call that the others wait behind, where answers have no ids; or None."""
         if not self._multiplexed and len(self._pending) == 1:
             for call in self._pending.values():
-                if call.abandoned and call.deadline_ns < deadline_ns:
-                    return call.deadline_ns
-        return deadline_ns
+                return call
+        return None
 
     cdef int _turn_once(self) except -1:
         """Lead for what is ready now; return whether nothing is left to read."""
@@ -302,13 +307,13 @@ cdef class Leadership(Correlator):
         error = SlotTimeout(
             f"slot {slot!r} of plugin {self._plugin!r} "
             + ("gave no answer" if sent else "was not reached behind other calls")
-            + f" within {(call.deadline_ns - call.began_ns) / 1e9:.2f} s; give it a longer "
+            + f" within {max(0, call.deadline_ns - call.began_ns) / 1e9:.2f} s; give it a longer "
             "timeout= or raise sidecar.timeout in the manifest",
             plugin=self._plugin, slot=slot)
         if sent and not self._multiplexed:
             self._pending.pop(call.key, None)
             if late and not call.abandoned:
-                self._keep_abandoned(call)
+                self._keep_abandoned(call, monotonic_ns() + LATE_NS)
             else:
                 self._give_up_on_abandoned()
         else:
@@ -321,16 +326,6 @@ cdef class Leadership(Correlator):
                 self._break("said nothing at all after a call had timed out", PluginCrashed)
         if self._output.nbytes:
             self.write_out()
-        return 0
-
-    cdef int _keep_abandoned(self, Call call) except -1:
-        """Let a guest without ids answer a call that has failed, for a moment more."""
-        cdef Call kept = self.new_call(
-            call.template, call.payload, monotonic_ns() + LATE_NS, None, THREAD)
-        kept.began_ns = call.began_ns
-        kept.abandoned = kept.ready = True
-        self._take_up(kept, call.number)
-        self._owner.abandoned(kept)
         return 0
 
     cdef int _end(self) except -1:
@@ -353,6 +348,9 @@ cdef class Leadership(Correlator):
         cdef Py_ssize_t count
         if self._pipe.read_fd < 0 or self._ended:
             return True
+        self._deliver()
+        if self._pipe.buffered():
+            self._take_lines()  # an exception may have left some
         for _ in range(MAX_FILLS):
             with nogil:
                 count = self._pipe.fill_soon(soon_ns) if soon_ns else self._pipe.fill()

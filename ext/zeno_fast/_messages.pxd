@@ -12,5 +12,6 @@ cdef uint64_t match_answer(
 cdef bint is_message(dict value)
 cdef int64_t framed_nbytes(bytes line) except? -1
 cdef uint64_t last_number(bytes end, str prefix) except? 0
-cdef object host_call_id(bytes begin)
+cdef object kind_of(bytes begin, bytes end)
+cdef object host_call_id(bytes begin, bytes end)
 cdef list split_damaged(bytes line)

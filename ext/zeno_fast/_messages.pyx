@@ -18,8 +18,12 @@ cdef object OBJECT_START = re.compile(rb'\{\s*"')
 cdef object FRAME_HEADER = re.compile(rb"content-length: *(\d{1,9})\s*", re.IGNORECASE)
 cdef object ANSWER_ID = re.compile(rb'\s*\{[^{}\[\]]*?"id"\s*:\s*"([\w.]+)"')
 cdef object ID = re.compile(rb'"id"\s*:\s*"([\w.]+)"')
-cdef object HOST_CALL = re.compile(
-    rb'\s*\{\s*(?=[^{}\[\]]*"type"\s*:\s*"host_call")[^{}\[\]]*"id"\s*:\s*("(?:[^"\\]|\\.)*"|\d+)')
+# Members of the outermost object: before anything nested begins, or after all of it has ended.
+cdef object KIND = re.compile(rb'\s*\{[^{}\[\]]*?"type"\s*:\s*"(\w*)"')
+cdef object KIND_LAST = re.compile(rb'"type"\s*:\s*"(\w*)"[^{}\[\]]*\}\s*$')
+cdef object HOST_CALL_ID = re.compile(
+    rb'\s*\{[^{}\[\]]*?"id"\s*:\s*("(?:[^"\\]|\\.)*"|\d+)')
+cdef object ID_LAST = re.compile(rb'"id"\s*:\s*("(?:[^"\\]|\\.)*"|\d+)[^{}\[\]]*\}\s*$')
 cdef bytes BLANK = b"\x00\xef\xbb\xbf\t\r\n "  # white space, NUL, and the bytes of a BOM
 
 cdef const char *ANSWER_MIDDLE = b'","success":true,"data":'
@@ -127,9 +131,15 @@ cdef uint64_t last_number(bytes end, str prefix) except? 0:
     return number_of(found[len(found) - 1].decode(), prefix) if found else 0
 
 
-cdef object host_call_id(bytes begin):
-    """Return the id in the begin of a host call that was cut off; None where it is not one."""
-    found = HOST_CALL.match(begin)
+cdef object kind_of(bytes begin, bytes end):
+    """Return the type of a message of which only the begin and the end are there, or None."""
+    found = KIND.match(begin) or KIND_LAST.search(end)
+    return found[1].decode() if found is not None and found[1] else None
+
+
+cdef object host_call_id(bytes begin, bytes end):
+    """Return the id of a host call of which only the begin and the end are there, or None."""
+    found = HOST_CALL_ID.match(begin) or ID_LAST.search(end)
     if found is None:
         return None
     try:

@@ -23,7 +23,6 @@ cdef class Output:
     cdef char *room(self, size_t nbytes) except NULL
     cdef void added(self, size_t nbytes) noexcept
     cdef int put_bytes(self, bytes part) except -1
-    cdef int send(self, size_t nbytes) except -1
     cdef int flush(self) except -1
     cdef int clear(self) except -1
     cdef void _swap(self) noexcept

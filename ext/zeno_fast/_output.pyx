@@ -100,18 +100,6 @@ cdef class Output:
         self.nbytes += PyBytes_GET_SIZE(part)
         return 0
 
-    cdef int send(self, size_t nbytes) except -1:
-        """Write what was just put into the room of an empty queue; what is not taken is queued."""
-        cdef Py_ssize_t sent = self._write(self._last.data, nbytes)
-        if sent == <Py_ssize_t> nbytes:
-            return 0
-        self.added(nbytes)
-        if sent > 0:
-            self._swap()
-            self._first.start = sent
-            self.nbytes -= sent
-        return self.flush()
-
     cdef int flush(self) except -1:
         """Write what is queued until it is gone or the pipe is full."""
         cdef Py_ssize_t sent
@@ -178,8 +166,10 @@ cdef class Output:
         cdef int error = 0
         cdef int fd = self._pipe.write_fd
         if _getsignal(SIGPIPE) is _DEFAULT:
+            self.writing = True
             with nogil:
                 sent = _write_unkilled(fd, data, nbytes, &error)
+            self.writing = False
         elif nbytes <= BRIEF:
             sent = _write_once(fd, data, nbytes, &error)
         else:

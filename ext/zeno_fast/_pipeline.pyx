@@ -6,12 +6,16 @@ from libc.stdint cimport int64_t
 
 from zeno_fast._call cimport THREAD, Call
 from zeno_fast._channel cimport Channel
+from zeno_fast._pipe cimport monotonic_ns
 from zeno_fast._slot cimport DirectSlot
 
 from collections import deque
 
 from zeno_fast._call import NotSent
 from zeno_fast.errors import PluginUnavailable
+
+
+cdef int64_t SLOW_NS = 1_000_000  # a source that takes longer is not read ahead
 
 
 @cython.final
@@ -73,6 +77,9 @@ cdef class Pipeline:
                 raise failure
             raise StopIteration
         call = <Call> self._window.popleft()
+        if not call.done:
+            # Its time counts from when the one before it was answered: they wait for each other.
+            call.deadline_ns = max(call.deadline_ns, self._slot.deadline_ns(self._timeout))
         try:
             data = self._channel.take_answer(call)
         except NotSent:
@@ -95,7 +102,9 @@ cdef class Pipeline:
     cdef int _fill(self) except -1:
         """Send calls until the window is full, or until the process takes no more for now."""
         cdef int64_t deadline_ns = self._slot.deadline_ns(self._timeout)
+        cdef int64_t before_ns
         cdef Py_ssize_t nbytes = 0
+        cdef Py_ssize_t width = self._width
         cdef bytes payload
         worker = self._driver.worker(deadline_ns)
         while worker is not self._worker:
@@ -106,14 +115,20 @@ cdef class Pipeline:
             self._worker = worker
             self._channel = worker.channel
         self._forgives = self._driver.failures > 0
+        if not self._channel.returns_ids:
+            width = 1  # it takes one at a time, and the time of the next begins when it has that
         try:
-            while len(self._window) < self._width and nbytes < self._max_nbytes:
+            while len(self._window) < width and nbytes < self._max_nbytes:
+                before_ns = monotonic_ns()
                 payload = self._next_payload()
                 if payload is None:
                     break
                 nbytes += PyBytes_GET_SIZE(payload)
+                deadline_ns = self._slot.deadline_ns(self._timeout)
                 if not self._send(payload, deadline_ns):
                     break
+                if monotonic_ns() - before_ns > SLOW_NS:
+                    break  # what is on its way is worth more than a full window
         finally:
             self._channel.write_out()
         return 0
@@ -145,5 +160,7 @@ cdef class Pipeline:
                 raise
             self._held = payload
             return False
+        if not self._channel.returns_ids:
+            self._worker.track(call)  # the iterator may be kept and never read on
         self._window.append(call)
         return True

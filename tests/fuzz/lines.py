@@ -124,8 +124,10 @@ def read_long_line(line: bytes, prefix: str) -> LongReading:
     flat = re.split(rb"[{}\[\]]", begin[1:], maxsplit=1)[0]
     kind = re.search(rb'"type"\s*:\s*"(host_call|guest_chunk)"', flat)
     ids = list(ANY_ID.finditer(begin, 0, len(flat) + 1))
+    if kind is None and b'"type"' not in line[-SHOWN:] and b'"success"' in begin + line[-SHOWN:]:
+        return LongReading(None, id, True, True)
     if kind is None or kind[1] == CHUNK.encode() or not ids:
-        return LongReading(None, id, True, kind is None)
+        return LongReading(None, id, False, False)  # its end has a say, too
     value = SAFE_ID.match(begin, ids[0].end()) if len(ids) == 1 else None
     if value is None or value.end() == len(begin):
         return LongReading(None, id, False, False)

@@ -98,6 +98,7 @@ class Model(Table):
 
     def close(self) -> None:
         """The owner ended the channel, as it does once the process is gone."""
+        self._doubt_cancels()
         for entry in self.entries:
             if entry.state != "done":
                 entry.finish(("error", "NotSent" if entry.state == "queued" else "Lost"))

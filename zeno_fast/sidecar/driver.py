@@ -280,7 +280,8 @@ class SidecarDriver:
     def resubmit(self, call: Call) -> None:
         """Send a future's call again that never reached the guest."""
         try:
-            self.jobs.submit(self._resubmit, call)
+            # Not among the jobs, which the process that it waits for is started by.
+            self.executor.submit(self._resubmit, call)
         except RuntimeError:  # the interpreter is shutting down
             call.future.cancel()
 

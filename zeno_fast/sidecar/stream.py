@@ -29,7 +29,7 @@ class ChunkBuffer:
         self._limit = limit
         self._chunks: deque[tuple[Any, int]] = deque()
         self._nbytes = 0
-        self.waiter: asyncio.Future[None] | None = None
+        self.waiter: asyncio.Future[Any] | None = None
 
     def __len__(self) -> int:
         return len(self._chunks)
@@ -128,6 +128,7 @@ class SidecarStream(Stream):
             except NotSent:
                 continue
             self._worker = worker
+            worker.track(self._call)
 
     # -- async ---------------------------------------------------------------------------------
 
@@ -150,8 +151,12 @@ class SidecarStream(Stream):
             raise UsageError(f"the stream of slot {self.slot!r} is read by a thread")
         elif call.finished:
             self._take_end(call)
+        elif not self._watcher.is_running():
+            raise UsageError(f"the stream of slot {self.slot!r} is read by another event loop")
+        elif self._chunks.waiter is not None and not self._chunks.waiter.done():
+            raise UsageError(f"the stream of slot {self.slot!r} is read by another task")
         else:
-            self._chunks.waiter = asyncio.get_running_loop().create_future()
+            self._chunks.waiter = self._watcher.make_future()
             await self._chunks.waiter
 
     async def _begin_async(self) -> None:
@@ -168,6 +173,7 @@ class SidecarStream(Stream):
             except NotSent:
                 continue
             self._worker = worker
+            worker.track(self._call)
             self._watcher = watcher
             watcher.expect(1)
             watcher.arm()
@@ -219,10 +225,11 @@ class SidecarStream(Stream):
         worker.channel.abandon(call)
         if watcher is not None:
             watcher.release(timer)
+            watcher.deliver_chunk(self._chunks)  # a task may wait for more, which will not come
         self._driver.release(worker)
 
     def __del__(self) -> None:
         # In whatever thread and whatever moment it is: not in the middle of the channel's work.
         call = getattr(self, "_call", None)
         if call is not None and self._worker is not None:
-            self._worker.let_go_later(call, self._watcher, self._timer)
+            self._worker.let_go_later(call, self._watcher, self._timer, self._driver.release)

@@ -53,7 +53,6 @@ class LoopWatcher:
         self._write_fd = -1  # only while output waits, or the guest would not see its input end
         self._channel = channel
         self._loop = loop
-        self._thread = threading.get_ident()
         self._armed = False
         self._arming = False
         self._settling = False
@@ -101,6 +100,10 @@ class LoopWatcher:
     def _allow_waits(self) -> None:
         self._waits = WAITS
 
+    def is_running(self) -> bool:
+        """Tell whether the calling code runs in the loop."""
+        return asyncio._get_running_loop() is self._loop
+
     def make_future(self) -> asyncio.Future[object]:
         """Return a future of the loop."""
         return self._loop.create_future()
@@ -111,7 +114,7 @@ class LoopWatcher:
 
     def deliver(self, call: Call) -> None:
         """Settle the future of a finished call, in the loop's thread."""
-        if threading.get_ident() == self._thread:
+        if self.is_running():
             call.settle()
             return
         self._settled.append(call)
@@ -121,14 +124,14 @@ class LoopWatcher:
 
     def deliver_chunk(self, sink: ChunkBuffer) -> None:
         """Let a stream's task look at what came for it; called from any thread."""
-        if threading.get_ident() == self._thread:
+        if self.is_running():
             sink.wake()
         else:
             self._in_loop(sink.wake)
 
     def release(self, timer: asyncio.TimerHandle | None) -> None:
         """Forget a call that `expect` counted, and its timer; called from any thread."""
-        if threading.get_ident() == self._thread:
+        if self.is_running():
             self._release_now(timer)
         else:
             self._in_loop(lambda: self._release_now(timer))
@@ -141,7 +144,7 @@ class LoopWatcher:
     def close(self) -> None:
         """Stop watching and close the descriptors; called from any thread."""
         self._channel.remove_watcher(self)
-        if threading.get_ident() == self._thread and not self._loop.is_closed():
+        if self.is_running():
             self._close_now()
         else:
             self._in_loop(self._close_now)

@@ -137,16 +137,22 @@ class Worker:
         else:
             future = watcher.make_future()
             call = self.channel.start(template, payload, deadline_ns, scope, future, watcher)
+        self.track(call)
         watcher.expect(1)
         watcher.arm()
         return call
+
+    def track(self, call: Call) -> None:
+        """Have the deadline of a call kept that blocks others, whatever becomes of its caller."""
+        if not self.channel.returns_ids:
+            self._watcher.track(call)
 
     async def answer(self, call: Call) -> Any:
         """Return the data of a call that `ask` started, in the same loop."""
         timer = expire_in_loop(self.channel, call)
         try:
             return await call.future
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or its coroutine was closed
             self.channel.abandon(call)
             raise
         finally:
@@ -158,7 +164,11 @@ class Worker:
         return self._loops.get(loop) or self._watch_loop(loop)
 
     def let_go_later(
-        self, call: Call, watcher: LoopWatcher | None, timer: asyncio.TimerHandle | None
+        self,
+        call: Call,
+        watcher: LoopWatcher | None,
+        timer: asyncio.TimerHandle | None,
+        release: Callable[[Worker], None],
     ) -> None:
         """Give up a stream that nobody holds any more; from any thread, at any moment."""
 
@@ -166,6 +176,7 @@ class Worker:
             self.channel.abandon(call)
             if watcher is not None:
                 watcher.release(timer)
+            release(self)
 
         self._monitor.run_soon(let_go)
 
@@ -198,13 +209,17 @@ class Worker:
                 message, error=f"more than {MAX_HOST_CALLS} host calls at the same time"
             )
             return
+        function = message.get("function")
+        if not isinstance(function, str):
+            self._answer_host_call(message, error="function must be a string")
+            return
         # Without a call_id, which is ours, a host call belongs to the only call that is pending.
         named = message.get("call_id")
         call = self.channel.sole_call() if named is None else self.channel.pending_call(named)
         scope = call.scope if call is not None else UNKNOWN_CALL
         host_call = HostCall(
             self._plugin,
-            str(message.get("function")),
+            function,
             None if call is None else call.deadline,
             None if call is None else call.within,
             self.channel,
@@ -279,7 +294,10 @@ class Worker:
     def _answer_host_call(
         self, message: dict[str, Any], *, data: Any = None, error: str | None = None
     ) -> None:
-        response = {"type": "host_response", "id": message.get("id"), "success": error is None}
+        id = message.get("id")
+        if not isinstance(id, (str, int, float)):
+            id = None  # what cannot be written again, such as deep nesting, among it
+        response = {"type": "host_response", "id": id, "success": error is None}
         if error is None:
             response["data"] = data
         else:
