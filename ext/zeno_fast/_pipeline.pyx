@@ -69,6 +69,7 @@ cdef class Pipeline:
 
     def __next__(self):
         cdef Call call
+        cdef int64_t later_ns
         if len(self._window) <= self._width // 2 and (not self._exhausted or self._held):
             self._fill()
         if not self._window:
@@ -79,7 +80,10 @@ cdef class Pipeline:
         call = <Call> self._window.popleft()
         if not call.done:
             # Its time counts from when the one before it was answered: they wait for each other.
-            call.deadline_ns = max(call.deadline_ns, self._slot.deadline_ns(self._timeout))
+            later_ns = self._slot.deadline_ns(self._timeout) - call.deadline_ns
+            if later_ns > 0:
+                call.began_ns += later_ns
+                call.deadline_ns += later_ns
         try:
             data = self._channel.take_answer(call)
         except NotSent:
@@ -116,7 +120,7 @@ cdef class Pipeline:
             self._channel = worker.channel
         self._forgives = self._driver.failures > 0
         if not self._channel.returns_ids:
-            width = 1  # it takes one at a time, and the time of the next begins when it has that
+            width = min(width, 2)  # it takes one at a time, and has the next at hand
         try:
             while len(self._window) < width and nbytes < self._max_nbytes:
                 before_ns = monotonic_ns()
