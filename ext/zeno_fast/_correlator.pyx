@@ -444,7 +444,7 @@ cdef class Correlator:
         if not number and line[0] == 123:  # {
             number = last_number(self._pipe.long_end(), self._prefix)
         end = self._pipe.long_end()
-        kind = kind_of(begin, end) if line[0] == 123 else None
+        kind = kind_of(begin, end) if begin.lstrip()[:1] == b"{" else None
         if kind == "host_call":
             self._owner.refuse_host_call(
                 host_call_id(begin, end),
