@@ -142,12 +142,12 @@ async def anext_of(stream):
 
 
 @contextlib.contextmanager
-def interrupted(scene):
+def interrupted(scene, ready=lambda: True):
     """Interrupt the main thread once the call is where it shall be; it must be told at once."""
     over = threading.Event()
 
     def interrupt():
-        wait_until(lambda: over.is_set() or scene.reached())
+        wait_until(lambda: over.is_set() or (scene.reached() and ready()))
         if not over.is_set():
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
@@ -164,7 +164,8 @@ def interrupted(scene):
 @pytest.mark.parametrize("way", ["call", "result", "map", "stream"])
 def test_d6_the_user_interrupts(scene, way):
     manager = scene.manager
-    with interrupted(scene):
+    futures = []
+    with interrupted(scene, lambda: way != "result" or futures):
         if way == "call":
             manager.call("hold", scene.parameters, timeout=60)
         elif way == "map":
@@ -172,10 +173,10 @@ def test_d6_the_user_interrupts(scene, way):
         elif way == "stream":
             next(manager.stream("hold", scene.parameters, timeout=60))
         else:
-            future = manager.submit("hold", scene.parameters, timeout=60)
-            future.result()
+            futures.append(manager.submit("hold", scene.parameters, timeout=60))
+            futures[0].result()
     if way == "result":
-        assert future.cancel()  # the future outlives the wait for it
+        assert futures[0].cancel()  # the future outlives the wait for it
     gc.collect()
     scene.check()
 

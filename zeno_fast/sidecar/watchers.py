@@ -269,6 +269,8 @@ class MonitorWatcher:
         """Stop watching; the channel's descriptors may be closed afterwards."""
         self._channel.remove_watcher(self)
         self._closed = True
+        with self._lock:
+            self._deadlines.clear()  # they keep the calls, and those their loops' descriptors
         self._monitor.run_and_wait(self._disarm)
 
     def _arm_now(self) -> None:
