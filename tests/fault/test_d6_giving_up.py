@@ -191,8 +191,13 @@ def test_d6_a_future_is_cancelled(scene):
 @pytest.mark.parametrize("scene", PHASES[1:], indirect=True)
 @pytest.mark.parametrize("ending", ["close", "collected"])
 def test_d6_a_map_is_left_early(scene, ending):
-    answers = scene.manager.map("hold", [{}, scene.parameters, {"n": 1}, {"n": 2}], timeout=60)
-    assert next(answers) == {}
+    for _ in range(50):
+        begun = scene.plugin.status()["calls"]
+        answers = scene.manager.map("hold", [{}, scene.parameters, {"n": 1}, {"n": 2}], timeout=60)
+        assert next(answers) == {}
+        if scene.plugin.status()["calls"] > begun + 1:
+            break
+        answers.close()  # a busy machine makes the list look slow, and those are not read ahead
     wait_until(scene.reached)  # with two more behind it
     if ending == "close":
         answers.close()
