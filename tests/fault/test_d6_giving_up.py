@@ -145,6 +145,8 @@ async def anext_of(stream):
 def interrupted(scene, ready=lambda: True):
     """Interrupt the main thread once the call is where it shall be; it must be told at once."""
     over = threading.Event()
+    # It is ignored in what a script's shell runs in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt():
         wait_until(lambda: over.is_set() or (scene.reached() and ready()))
@@ -159,6 +161,7 @@ def interrupted(scene, ready=lambda: True):
     finally:
         over.set()
         thread.join(20)
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("way", ["call", "result", "map", "stream"])
