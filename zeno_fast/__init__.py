@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ZenoError,
     )
     from zeno_fast.host.context import HostCall, current_host_call
+    from zeno_fast.limits import WasmLimits
     from zeno_fast.manager import LoadReport, PluginManager
     from zeno_fast.manifest import Manifest
     from zeno_fast.plugin import InputDefinition, LoadedPlugin, Response, SlotDefinition
@@ -48,6 +49,7 @@ __all__ = [
     "SlotTimeout",
     "Stream",
     "UsageError",
+    "WasmLimits",
     "ZenoError",
     "__version__",
     "current_host_call",
@@ -58,6 +60,7 @@ __all__ = [
 # would load the whole host, and starts three times as fast without it.
 _HOMES = {
     "zeno_fast.host.context": ("HostCall", "current_host_call"),
+    "zeno_fast.limits": ("WasmLimits",),
     "zeno_fast.manager": ("LoadReport", "PluginManager"),
     "zeno_fast.manifest": ("Manifest",),
     "zeno_fast.plugin": ("InputDefinition", "LoadedPlugin", "Response", "SlotDefinition"),

@@ -29,6 +29,7 @@ from zeno_fast.errors import (
     ZenoError,
 )
 from zeno_fast.host.functions import HostCallback, HostFunctions
+from zeno_fast.limits import NO_LIMITS, WasmLimits
 from zeno_fast.manifest import Manifest
 from zeno_fast.plugin import EMPTY, GuestDescription, LoadedPlugin, Response, SlotDefinition
 from zeno_fast.stream import Stream
@@ -67,6 +68,7 @@ class PluginManager:
         timeout: Seconds that a call may take where neither the caller nor the manifest says.
         max_message: Bytes that a sidecar's request or answer may have where its manifest does not
             say.
+        wasm_limits: What no WASM plugin gets beyond, whatever its manifest asks for.
         allow_absolute_binaries: Whether a manifest may name a binary by an absolute path.
 
     Raises PluginLoadError where `folder` is none.
@@ -78,6 +80,7 @@ class PluginManager:
         *,
         timeout: float = 30.0,
         max_message: int = 256 * 1024 * 1024,
+        wasm_limits: WasmLimits = NO_LIMITS,
         allow_absolute_binaries: bool = False,
     ) -> None:
         if not timeout > 0:
@@ -86,6 +89,7 @@ class PluginManager:
             raise ValueError(f"max_message must be 1024 bytes or more, not {max_message!r}")
         self._timeout = timeout
         self._max_message = max_message
+        self._wasm_limits = wasm_limits
         self._allow_absolute = allow_absolute_binaries
         self._host = HostFunctions()
         self._lock = threading.RLock()
@@ -432,7 +436,9 @@ class PluginManager:
             from zeno_fast.binary import read_wasm  # noqa: PLC0415
             from zeno_fast.wasm.driver import WasmDriver  # noqa: PLC0415
 
-            return WasmDriver(manifest, read_wasm(manifest), self._host, self._timeout)
+            return WasmDriver(
+                manifest, read_wasm(manifest), self._host, self._timeout, self._wasm_limits
+            )
         from zeno_fast.sidecar.driver import SidecarDriver  # noqa: PLC0415
         from zeno_fast.sidecar.monitor import Monitor  # noqa: PLC0415
 

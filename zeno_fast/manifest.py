@@ -82,21 +82,25 @@ class SidecarOptions:
 
 @dataclass(frozen=True, slots=True)
 class WasmOptions:
-    """The section `wasm`.
+    """The section `wasm`; None for the usual limit, see `zeno_fast.limits`.
 
     Attributes:
         memory: Bound of an instance's linear memory, in bytes.
-        timeout: Seconds a call may take, or None for the manager's own limit.
-        fuel: Instructions a call may take, or None for no bound.
+        timeout: Seconds a call may take.
+        fuel: Instructions a call may take.
         instances: How many may work at once, or None for as many as the machine has cores.
         fresh: Whether each call gets an instance of its own.
+        table: Bound of the elements of each of an instance's tables.
+        stack: Bytes of machine stack that the guest's calls may nest.
     """
 
-    memory: int = 256 * MIB
+    memory: int | None = None
     timeout: float | None = None
     fuel: int | None = None
     instances: int | None = None
     fresh: bool = False
+    table: int | None = None
+    stack: int | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -382,10 +386,10 @@ class _Reader:
         section = self.fields.section("wasm")
         if section is None:
             return WasmOptions()
-        memory = section.get("memory")
+        memory, stack = section.get("memory"), section.get("stack")
         options = WasmOptions(
             memory=(
-                WasmOptions().memory
+                None
                 if memory is None
                 else self.document.size(memory, section.key("memory"), 1 << 16, 1 << 32)
             ),
@@ -393,6 +397,12 @@ class _Reader:
             fuel=section.integer("fuel", 0, 1) or None,
             instances=section.integer("instances", 0, 1) or None,
             fresh=section.flag("fresh", False),
+            table=section.integer("table", 0, 1) or None,
+            stack=(
+                None
+                if stack is None
+                else self.document.size(stack, section.key("stack"), 1 << 16, 1 << 24)
+            ),
         )
         section.finish()
         return options

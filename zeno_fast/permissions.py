@@ -19,7 +19,15 @@ from urllib.parse import urlsplit
 
 from zeno_fast.errors import PermissionDenied, UsageError
 
-__all__ = ["KINDS", "Permissions", "allows", "check", "understands_url_pattern"]
+__all__ = [
+    "KINDS",
+    "Permissions",
+    "allows",
+    "check",
+    "granted_path",
+    "granted_variables",
+    "understands_url_pattern",
+]
 
 _PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 _URL_PATTERN = re.compile(
@@ -102,6 +110,20 @@ def allows(permissions: Permissions, folder: Path, kind: str, resource: str) -> 
     return KINDS[kind](permissions, folder, resource)
 
 
+def granted_variables(permissions: Permissions) -> dict[str, str]:
+    """Return the host's variables that a plugin may see."""
+    if not permissions.env:
+        return {}
+    return {
+        name: value for name, value in os.environ.items() if _allows_env(permissions, Path(), name)
+    }
+
+
+def granted_path(grant: str) -> str:
+    """Return the file or folder that an entry of `filesystem` other than `*` names, as written."""
+    return re.sub(r"[/\\]\*{1,2}$", "", grant) or os.sep  # `./storage/*` means the tree
+
+
 def _allows_env(permissions: Permissions, _folder: Path, name: str) -> bool:
     if name in permissions.env:
         return True
@@ -123,8 +145,7 @@ def _allows_path(permissions: Permissions, folder: Path, path: str) -> bool:
     for grant in permissions.filesystem:
         if grant == "*":
             return True
-        trimmed = re.sub(r"[/\\]\*{1,2}$", "", grant) or os.sep  # `./storage/*` means the tree
-        granted = _real_parts(folder, trimmed)
+        granted = _real_parts(folder, granted_path(grant))
         if wanted[: len(granted)] == granted:
             return True
     return False

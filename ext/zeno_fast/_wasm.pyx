@@ -17,12 +17,18 @@ from zeno_fast._wasmtime cimport Watch, deadline_after, now_ns, pointer_of, why_
 from zeno_fast._wasmtime cimport lib as loaded_lib
 from zeno_fast.wasmtime_c cimport Extern, Func, GuestInstance, Library, Memory, Value
 
+import ctypes
+
 import orjson
 
+from zeno_fast.log import GuestLog
 from zeno_fast.errors import PluginCrashed, ProtocolError, UsageError
 
 cdef extern from "zeno_json.h":
     size_t zj_value_end(const char *p, size_t n) nogil
+
+cdef extern from "zeno_stack.h" nogil:
+    size_t zs_stack_left()
 
 # A copy: another module's struct is reached by a pointer, which made small calls 3 % slower.
 cdef Library lib = loaded_lib
@@ -32,20 +38,21 @@ cdef enum:
 
 
 def define_host_functions(linker, functions):
-    """Define what the host answers in a linker: HostCalls.names, then HostCalls.wasi.
+    """Define what the host answers in a linker; see HostCalls.names and HostCalls.system.
 
     Args:
-        functions: Module, name and `wasmtime.FuncType` of each.
+        functions: The `zeno_fast.wasm.imports.HostFunction` of each.
     """
     cdef bytes module, name
     cdef void *error
-    for index, (module, name, kind) in enumerate(functions):
+    for function in functions:
+        module, name, kind = function.module.encode(), function.name.encode(), function.type()
         error = lib.linker_define(
             pointer_of(linker), module, len(module), name, len(name), pointer_of(kind),
-            _host_function, <void *> <uintptr_t> index, NULL)
+            _host_function, <void *> <uintptr_t> function.number, NULL)
         if error is not NULL:
             lib.error_delete(error)
-            raise UsageError(f"{name.decode()} is defined already")
+            raise UsageError(f"{function.name} is defined already")
 
 
 cdef void *_host_function(
@@ -69,6 +76,7 @@ cdef void *_answer(size_t index, void *context, void *caller, Value *values) noe
 
 
 cdef enum:
+    STACK_MARGIN = 131072  # bytes of stack for the library, and for host functions in Python
     SMALL = 2048  # answers below it are copied, and the request freed, before the GIL is back
 
 cdef enum Outcome:
@@ -129,24 +137,25 @@ cdef class Guest:
         pre: The module, linked.
         engine_address: What `keep_engine` returned for the program's engine.
         host_calls: Answers what the guest asks of the host.
-        streams: Two GuestLog, for what the guest writes to stdout and to stderr.
     """
 
-    cdef object _program, _pre, _failures, _host_calls, _scope, _store, __weakref__
+    cdef object _program, _pre, _failures, _host_calls, _scope, __weakref__
+    cdef void *_store
     cdef void *_context
     cdef Watch _watch
     cdef GuestInstance _instance
     cdef Func _alloc, _execute, _free
     cdef Memory _memory
-    cdef bint _linked, _frees
+    cdef bint _linked, _frees, _packed
     cdef uint64_t _fuel, _bound
+    cdef size_t _stack
     cdef void *_trap
     cdef void *_error
     cdef const char *_answer
     cdef size_t _nanswer
     cdef uint32_t _request
     cdef char _small[SMALL]
-    cdef readonly tuple streams
+    cdef tuple _streams
     cdef readonly bint broken  # it trapped, overran or was interrupted
     cdef readonly bint worn  # its memory has grown past its bound
     cdef readonly bint unreached  # the slot was not reached; a fresh guest may serve the call
@@ -154,17 +163,44 @@ cdef class Guest:
     cdef readonly long owner  # the thread that runs it, 0 for none
     cdef readonly uint64_t served
 
-    def __init__(self, program, pre, uintptr_t engine_address, host_calls, tuple streams):
+    def __init__(self, program, pre, uintptr_t engine_address, host_calls):
+        cdef void *wasi
+        cdef void *error
+        cdef uintptr_t address
+        if self._store is not NULL:
+            raise UsageError("a guest is made once")
         self._program = program
         self._pre = pre
         self._failures = program.failures
         self._host_calls = host_calls
-        self.streams = streams
         self._fuel = program.fuel or 0
-        self._store = program.new_store()
-        self._watch = Watch(self._store, engine_address)
-        self._context = lib.store_context(pointer_of(self._store))
-        lib.set_data(self._context, <void *> self)
+        self._stack = program.stack
+        world = program.world
+        if world.folders or world.variables:
+            address = ctypes.cast(world.new_wasi(self.streams)._consume(), ctypes.c_void_p).value
+            wasi = <void *> address
+        else:
+            wasi = lib.wasi_new()  # no files, no environment, no arguments
+        self._store = lib.store_new(<void *> engine_address, <void *> self, NULL)
+        self._context = lib.store_context(self._store)
+        lib.store_limiter(self._store, program.memory, program.table, 1, -1, 1)
+        error = lib.set_wasi(self._context, wasi)
+        if error is not NULL:
+            lib.error_delete(error)
+            raise UsageError("the library refused the guest's WASI")
+        self._watch = Watch(<uintptr_t> self._store, engine_address)
+
+    def __dealloc__(self):
+        if self._store is not NULL:
+            lib.store_delete(self._store)
+
+    @property
+    def streams(self):
+        """Two GuestLog, for what the guest writes to stdout and to stderr."""
+        if self._streams is None:
+            self._streams = (
+                GuestLog(self._program.plugin, "stdout"), GuestLog(self._program.plugin, "stderr"))
+        return self._streams
 
     def instantiate(self, int64_t deadline):
         """Make the instance; this runs the module's start section. Raises what `run` raises."""
@@ -173,6 +209,8 @@ cdef class Guest:
         try:
             with nogil:
                 self._error = lib.instantiate(pre, self._context, &self._instance, &self._trap)
+            if self._error is not NULL:
+                self._refuse_exhausted()
             self._check("its start")
         finally:
             self._end()
@@ -182,10 +220,19 @@ cdef class Guest:
         if self._program.frees:
             self._free = self._export(b"free").of.func
             self._frees = True
+        self._packed = "plugin_execute" in self._program.packed
         self._linked = True
 
+    cdef int _refuse_exhausted(self) except -1:
+        """Raise PluginUnavailable where all instances that a process may have are in use."""
+        message, _, _ = why_ended(NULL, self._error)
+        if "concurrent" in message and "limit" in message:
+            self.broken = True
+            raise self._failures.exhausted(message)
+        return 0
+
     def run(self, str name, int64_t deadline, bint may_exit=False):
-        """Run an exported function without parameters; return its result as an unsigned integer.
+        """Run an exported function without parameters; return its result, unsigned.
 
         Args:
             may_exit: Whether `proc_exit(0)` is an ordinary end.
@@ -207,20 +254,21 @@ cdef class Guest:
             self._check(name)
         finally:
             self._end()
-        return <uint32_t> values[0].i32
+        return <uint64_t> values[0].i64 if name in self._program.packed else (
+            <uint32_t> values[0].i32)
 
     def settle(self):
         """Note how much memory the guest takes before its first call; much more makes it worn."""
         cdef uint64_t nbytes = self.memory_size
         self._bound = nbytes + max(0, self._program.memory - nbytes) // 2
 
-    def text_at(self, uint32_t address):
-        """Return the bytes from `address` to the next NUL or the end of memory.
+    def text_of(self, str name, uint64_t answer):
+        """Return the bytes that a function's result stands for. Raises ProtocolError.
 
-        Raises ProtocolError.
+        Those from an address to the next NUL or the end of memory; or as many as are said.
         """
         self._need_memory()
-        cdef int outcome = self._find_answer(address)
+        cdef int outcome = self._find_answer(answer, name in self._program.packed)
         if outcome != ANSWERED:
             raise self._misplaced(outcome, "a life-cycle function")
         return PyBytes_FromStringAndSize(self._answer, self._nanswer)
@@ -243,12 +291,13 @@ cdef class Guest:
 
     def close(self):
         """Free the instance; not while a call runs. May be repeated."""
+        cdef void *store = self._store
         self.broken = True
-        if self._store is not None:
-            self._context = NULL
-            self._linked = False
-            self._store.close()
-            self._store = None
+        self._context = self._store = NULL
+        self._linked = False
+        if store is not NULL:
+            with nogil:
+                lib.store_delete(store)
 
     cdef int _need_memory(self) except -1:
         if self._context is NULL or self._memory.store_id == 0:
@@ -266,6 +315,8 @@ cdef class Guest:
         """Let the next call run until `deadline`."""
         if self.broken or self.interrupted:
             raise self._failures.closed()
+        if zs_stack_left() < self._stack + STACK_MARGIN:
+            raise self._failures.no_stack(zs_stack_left(), STACK_MARGIN)
         if self._fuel:
             lib.set_fuel(self._context, self._fuel)
         cdef long thread = PyThread_get_thread_ident()
@@ -347,7 +398,10 @@ cdef class Guest:
             return TRAPPED
         if self._frees:
             self._request = request
-        outcome = self._find_answer(<uint32_t> values[0].i32)
+        if self._packed:
+            outcome = self._find_answer(<uint64_t> values[0].i64, True)
+        else:
+            outcome = self._find_answer(<uint32_t> values[0].i32, False)
         if self._request and (outcome != ANSWERED or self._nanswer <= SMALL):
             if outcome == ANSWERED:
                 memcpy(self._small, self._answer, self._nanswer)
@@ -355,17 +409,24 @@ cdef class Guest:
             self._free_request()
         return outcome
 
-    cdef int _find_answer(self, uint32_t address) noexcept nogil:
+    cdef int _find_answer(self, uint64_t answer, bint packed) noexcept nogil:
+        """Find the bytes of an answer: an address, or that above the number of bytes."""
         cdef size_t size = lib.memory_data_size(self._context, &self._memory)
+        cdef uint64_t address = answer >> 32 if packed else answer
+        cdef uint64_t nbytes = answer & UINT32_MAX if packed else 0
         cdef const char *start
         cdef const char *end
         if self._bound and size > self._bound:
             self.worn = True
         if address == 0:
             return ANSWER_NULL
-        if address >= size:
+        if address >= size or nbytes > size - address:
             return ANSWER_OUTSIDE
         start = lib.memory_data(self._context, &self._memory) + address
+        if packed:
+            self._answer = start
+            self._nanswer = nbytes
+            return ANSWERED
         end = <const char *> memchr(start, 0, size - address)
         self._answer = start
         self._nanswer = end - start if end is not NULL else size - address
@@ -414,8 +475,9 @@ cdef class Guest:
             if self.interrupted:
                 return self._failures.closed(slot)
             return self._failures.timed_out(what, slot, seconds)
-        message, status, out_of_fuel = why_ended(self._trap, self._error)
-        return self._failures.crashed(what, slot, message, self.streams[1], status, out_of_fuel)
+        message, status, code = why_ended(self._trap, self._error)
+        return self._failures.crashed(
+            what, slot, message, self.streams[1], status, code, self.memory_size)
 
     cdef void *_serve(
         self, size_t index, void *context, void *caller, Value *values
@@ -432,7 +494,7 @@ cdef class Guest:
             self._alloc = found.of.func
         names = self._host_calls.names
         if index >= <size_t> len(names):
-            values[0].i32 = self._host_calls.wasi[index - len(names)](
+            values[0].i32 = self._host_calls.system[index - len(names)](
                 self, <uint32_t> values[0].i32, <uint32_t> values[1].i32,
                 <uint32_t> values[2].i32, <uint32_t> values[3].i32)
             return NULL

@@ -29,9 +29,6 @@ from wasmtime import _ffi
 from zeno_fast.errors import UsageError
 from zeno_fast.wasm.library import addresses, find_mismatch
 
-cdef enum:
-    TRAP_OUT_OF_FUEL = 11
-
 STRUCT_SIZES = {
     "wasmtime_func_t": sizeof(Func),
     "wasmtime_memory_t": sizeof(Memory),
@@ -63,7 +60,7 @@ cdef void *pointer_of(object managed) except NULL:
 
 
 cdef tuple why_ended(void *trap, void *error):
-    """Say what ended a call: the library's text, the exit status or None, whether it was fuel.
+    """Say what ended a call: the library's text, the exit status or None, the trap's code or None.
 
     Args:
         trap: Borrowed; NULL where it was the error.
@@ -73,13 +70,12 @@ cdef tuple why_ended(void *trap, void *error):
     cdef uint8_t code = 0
     cdef int status = 0
     if trap is not NULL:
-        if not lib.trap_code(trap, &code):
-            code = 0xFF
+        coded = lib.trap_code(trap, &code)
         lib.trap_message(trap, &text)
-        return _take_text(&text), None, code == TRAP_OUT_OF_FUEL
+        return _take_text(&text), None, code if coded else None
     exited = lib.error_exit_status(error, &status)
     lib.error_message(error, &text)
-    return _take_text(&text), status if exited else None, False
+    return _take_text(&text), status if exited else None, None
 
 
 cdef str _take_text(Text *text):
@@ -163,11 +159,11 @@ cdef class Watch:
     Only `expire` may be called from any thread; all else is up to whoever makes the calls.
 
     Args:
-        store: The guest's `wasmtime.Store`; used only here, never kept.
+        store_address: Of the guest's store; used only here, never kept.
         engine_address: What `keep_engine` returned for the store's engine.
     """
 
-    def __init__(self, store, uintptr_t engine_address):
+    def __init__(self, uintptr_t store_address, uintptr_t engine_address):
         if MISMATCH:
             raise UsageError(MISMATCH)
         if self._watch is not NULL:
@@ -176,7 +172,7 @@ cdef class Watch:
         self._watch = watch
         watch.engine = <void *> engine_address
         watch.owner = <void *> self
-        lib.epoch_callback(pointer_of(store), _on_epoch, watch, NULL)
+        lib.epoch_callback(<void *> store_address, _on_epoch, watch, NULL)
 
     def __dealloc__(self):
         global free_watches

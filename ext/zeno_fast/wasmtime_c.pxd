@@ -64,7 +64,12 @@ cdef struct Library:
     void (*text_delete)(Text *) noexcept nogil
     void (*increment_epoch)(void *) noexcept nogil
     void *(*engine_clone)(void *) noexcept nogil
+    void *(*store_new)(void *, void *, void *) noexcept nogil
+    void (*store_delete)(void *) noexcept nogil
+    void (*store_limiter)(void *, int64_t, int64_t, int64_t, int64_t, int64_t) noexcept nogil
     void *(*store_context)(void *) noexcept nogil
+    void *(*set_wasi)(void *, void *) noexcept nogil
+    void *(*wasi_new)() noexcept nogil
     void (*epoch_callback)(void *, epoch_callback_t, void *, void *) noexcept nogil
     void *(*instantiate)(void *, void *, GuestInstance *, void **) noexcept nogil
     bint (*export_get)(void *, const GuestInstance *, const char *, size_t, Extern *) noexcept nogil

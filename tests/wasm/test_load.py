@@ -75,7 +75,7 @@ def test_every_missing_export_is_named(load: Load) -> None:
 @pytest.mark.parametrize(
     ("wrong", "problem"),
     [
-        ('(func (export "plugin_init") (result i64) (i64.const 0))', r"plugin_init \(must be"),
+        ('(func (export "plugin_init") (result f64) (f64.const 0))', r"plugin_init \(must be"),
         ('(global (export "plugin_register_slots") i32 (i32.const 0))', "plugin_register_slots"),
         ('(func (export "_initialize") (param i32))', "_initialize"),
     ],
@@ -94,10 +94,10 @@ def test_all_wrong_exports_are_named_at_once(load: Load) -> None:
 
 
 def test_unknown_imports_are_listed(load: Load) -> None:
-    imports = """(import "env" "abort" (func (param i32)))
+    imports = """(import "env" "seed" (func (result f64)))
       (import "env" "host_exec" (func)) (import "wasi_unstable" "proc_exit" (func (param i32)))"""
     with pytest.raises(
-        PluginLoadError, match=r"env\.abort, env\.host_exec, wasi_unstable\.proc_exit"
+        PluginLoadError, match=r"env\.seed, env\.host_exec, wasi_unstable\.proc_exit"
     ):
         load(answering(FINE, imports=imports))
 

@@ -30,12 +30,8 @@ TERM_GRACE = 1.0  # seconds between SIGTERM and SIGKILL
 
 def make_environment(manifest: Manifest) -> dict[str, str]:
     """Return all that a sidecar gets to see of the environment."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name in PASSED_ON
-        or permissions.allows(manifest.permissions, manifest.folder, "env", name)
-    }
+    environment = {name: value for name, value in os.environ.items() if name in PASSED_ON}
+    environment.update(permissions.granted_variables(manifest.permissions))
     environment.update(manifest.sidecar.env)
     environment.update(
         ZENO_PLUGIN_NAME=manifest.name, ZENO_SIDECAR="true", ZENO_PROTOCOL=str(PROTOCOL)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zeno_fast import _wasmtime
 from zeno_fast.errors import PluginLoadError, PluginUnavailable, UsageError, ZenoError
+from zeno_fast.limits import NO_LIMITS, WasmLimits
 from zeno_fast.plugin import GuestDescription, SlotDefinition, check_protocol
 from zeno_fast.wasm.hostcalls import HostCalls
 from zeno_fast.wasm.pool import InstancePool
@@ -29,6 +30,9 @@ class WasmDriver:
         code: The module: the very bytes whose checksum was checked.
         host: What the guest may ask for.
         default_timeout: Seconds that a call may take where neither it nor the manifest says.
+        limits: What the manifest may ask for at most.
+
+    Raises PluginLoadError where the manifest asks for more.
 
     Attributes:
         timeout: Seconds that a call may take where it does not say.
@@ -36,10 +40,16 @@ class WasmDriver:
     """
 
     def __init__(
-        self, manifest: Manifest, code: bytes, host: HostFunctions, default_timeout: float
+        self,
+        manifest: Manifest,
+        code: bytes,
+        host: HostFunctions,
+        default_timeout: float,
+        limits: WasmLimits = NO_LIMITS,
     ) -> None:
-        limit = manifest.wasm.timeout
-        self.timeout = default_timeout if limit is None else limit
+        self._options = limits.agree(manifest, default_timeout)
+        assert self._options.timeout is not None
+        self.timeout = self._options.timeout
         self.public = ""
         self._manifest = manifest
         self._code = code
@@ -63,11 +73,11 @@ class WasmDriver:
         Raises PluginLoadError; nothing is left then.
         """
         manifest = self._manifest
-        program = compile_program(manifest, self._code)
+        program = compile_program(manifest, self._options, self._code)
         self._code = b""
         maker = GuestMaker(program, HostCalls(manifest, self._host))
         self.public = maker.public
-        limit = manifest.wasm.instances or os.cpu_count() or 1
+        limit = manifest.wasm.instances or _processors()
         pool = InstancePool(maker, program.failures, limit, manifest.wasm.fresh)
         with self._lock:
             if self._closed:
@@ -144,3 +154,10 @@ class WasmDriver:
     def _unavailable(self) -> PluginUnavailable:
         name = self._manifest.name
         return PluginUnavailable(f"plugin {name!r} was closed", plugin=name)
+
+
+def _processors() -> int:
+    """Return the number of processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zeno_fast.errors import (
     PluginCrashed,
     PluginUnavailable,
     ProtocolError,
     SlotTimeout,
+    UsageError,
     ZenoError,
 )
 from zeno_fast.log import GuestLog, plugin_logger
+
+if TYPE_CHECKING:
+    from zeno_fast.manifest import WasmOptions
+
+TRAP_STACK_OVERFLOW, TRAP_OUT_OF_FUEL = 0, 11  # wasmtime_trap_code_t
+NEARLY = 0.75  # of its memory: a guest that traps with more has likely found no more
 
 
 class Failures:
@@ -19,14 +26,12 @@ class Failures:
 
     Args:
         plugin: Its name.
-        memory: Bound of an instance's memory, in bytes.
-        fuel: Bound of a call's instructions, or None.
+        limits: The manifest's options, with every limit filled in.
     """
 
-    def __init__(self, plugin: str, memory: int, fuel: int | None) -> None:
+    def __init__(self, plugin: str, limits: WasmOptions) -> None:
         self.plugin = plugin
-        self._memory = memory
-        self._fuel = fuel
+        self._limits = limits
 
     def closed(self, slot: str | None = None) -> PluginUnavailable:
         """Refuse a call to, or end a call of, a plugin that was closed."""
@@ -68,22 +73,39 @@ class Failures:
         reason: str,
         stderr: GuestLog,
         exit_status: int | None = None,
-        out_of_fuel: bool = False,
+        trap: int | None = None,
+        memory: int = 0,
     ) -> PluginCrashed:
-        """Say what a guest ended with.
+        """Say what a guest ended with, and which limit that was, where it was one.
 
         Args:
             reason: The library's text of a trap or an error, with the guest's backtrace.
             exit_status: What the guest gave to `proc_exit`, None where it did not call that.
+            trap: The library's number of a trap, None where it has none.
+            memory: Bytes of linear memory that the guest has.
         """
         stderr.finish()
         lines = list(stderr.tail)
         if exit_status is not None:
             text = f"ended with exit status {exit_status} in {what}"
-        elif out_of_fuel:
-            text = f"used up its fuel of {self._fuel} in {what} (see `wasm.fuel` in the manifest)"
+        elif trap == TRAP_OUT_OF_FUEL:
+            text = (
+                f"used up its fuel of {self._limits.fuel} in {what} (see `wasm.fuel` in the "
+                "manifest)"
+            )
         else:
             text = f"trapped in {what}: {_innermost(reason)}"
+            bound = self._limits.memory or 0
+            if trap == TRAP_STACK_OVERFLOW:
+                text += (
+                    f"; its calls nest within {self._limits.stack} bytes (see `wasm.stack` in the "
+                    "manifest)"
+                )
+            elif memory > NEARLY * bound:
+                text += (
+                    f"; it has {memory} bytes of memory of at most {bound} (see `wasm.memory` in "
+                    "the manifest)"
+                )
         plugin_logger(self.plugin).error("%s: %s", text, reason)
         if lines:
             # Backtraces and advice follow the line that says what is wrong.
@@ -106,12 +128,32 @@ class Failures:
             slot=slot,
         )
 
+    def exhausted(self, reason: str) -> PluginUnavailable:
+        """Say that the process has no place for one more instance of a `fresh` plugin."""
+        return PluginUnavailable(
+            f"plugin {self.plugin!r}: there is no place for one more instance: {reason}; make "
+            "fewer calls to plugins with `wasm.fresh` at the same time, or lower their "
+            "`wasm.instances`",
+            plugin=self.plugin,
+        )
+
+    def no_stack(self, left: int, margin: int) -> UsageError:
+        """Refuse a call in a thread in which the guest could overrun the stack."""
+        return UsageError(
+            f"plugin {self.plugin!r} was called in a thread with {left} bytes of stack left, and a "
+            f"guest may take {self._limits.stack} of it, the host {margin} more; call it in a "
+            "thread with a larger stack (threading.stack_size), or lower `wasm.stack` in the "
+            "manifest",
+            plugin=self.plugin,
+        )
+
     def no_room(self, slot: str, nbytes: int, memory: int, outside: bool) -> PluginCrashed:
         """Say that `alloc` gave no memory for a request, or memory that is not there."""
         problem = "gave memory outside of its own" if outside else "gave no memory"
         return PluginCrashed(
             f"plugin {self.plugin!r} {problem} for parameters of {nbytes} bytes to slot {slot!r}; "
-            f"it has {memory} bytes of at most {self._memory} (see `wasm.memory` in the manifest)",
+            f"it has {memory} bytes of at most {self._limits.memory} (see `wasm.memory` in the "
+            "manifest)",
             plugin=self.plugin,
             slot=slot,
         )

@@ -39,7 +39,7 @@ class Guest(Protocol):
         ...
 
     def run(self, name: str, deadline: int, may_exit: bool = False) -> int:
-        """Run an exported function without parameters; return its result as an unsigned integer.
+        """Run an exported function without parameters; return its result, unsigned.
 
         Args:
             may_exit: Whether `proc_exit(0)` is an ordinary end.
@@ -48,10 +48,10 @@ class Guest(Protocol):
         """
         ...
 
-    def text_at(self, address: int) -> bytes:
-        """Return the bytes from `address` to the next NUL or the end of memory.
+    def text_of(self, name: str, answer: int) -> bytes:
+        """Return the bytes that a function's result stands for. Raises ProtocolError.
 
-        Raises ProtocolError.
+        Those from an address to the next NUL or the end of memory; or as many as are said.
         """
         ...
 

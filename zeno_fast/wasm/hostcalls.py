@@ -11,20 +11,8 @@ from zeno_fast.host.context import HostCall, current_host_call
 from zeno_fast.host.functions import LOG_LEVELS, HostFunctions, HostRefusal
 from zeno_fast.log import plugin_logger
 from zeno_fast.manifest import Manifest
-from zeno_fast.wasm import wasi
+from zeno_fast.wasm.imports import PROTOCOL, SYSTEM
 
-# Import -> number of i32 parameters, whether an i32 is returned. In the order of the numbers
-# under which guests call them.
-IMPORTS = {
-    "host_log": (4, False),
-    "host_db_query": (2, True),
-    "host_http_request": (2, True),
-    "host_scope_get": (2, True),
-    "host_scope_set": (2, True),
-    "host_file_read": (2, True),
-    "host_file_write": (2, True),
-    "host_env_get": (2, True),
-}
 # Those that are passed a bare string, and the parameter that it is.
 BARE = {"host_scope_get": "key", "host_file_read": "path", "host_env_get": "name"}
 # Those that are answered with 1 or 0.
@@ -39,12 +27,12 @@ class HostCalls:
         host: What it may ask for.
 
     Attributes:
-        names: The imports from `env`, by number.
-        wasi: The functions of WASI whose numbers follow.
+        names: The protocol's imports, by number.
+        system: The functions whose numbers follow.
     """
 
-    names = tuple(IMPORTS)
-    wasi = tuple(wasi.FUNCTIONS.values())
+    names = tuple(PROTOCOL)
+    system = tuple(call.function for call in SYSTEM)
 
     def __init__(self, manifest: Manifest, host: HostFunctions) -> None:
         self._manifest = manifest

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from zeno_fast import _wasmtime
 from zeno_fast.errors import PluginUnavailable, SlotTimeout, ZenoError
@@ -12,6 +13,8 @@ from zeno_fast.plugin import GuestDescription
 from zeno_fast.wasm.failures import Failures
 from zeno_fast.wasm.guest import Guest
 from zeno_fast.wasm.startup import GuestMaker
+
+Started = TypeVar("Started")
 
 
 class _Waiter:
@@ -59,7 +62,7 @@ class InstancePool:
         """
         with self._lock:
             self._count += 1
-        guest, description = self._make(deadline)
+        guest, description = self._make(lambda guest: self._maker.start_first(guest, deadline))
         self.release(guest)
         return description
 
@@ -96,7 +99,7 @@ class InstancePool:
             if guest is not None:
                 return guest
         try:
-            return self._make(deadline)[0]
+            return self._make(lambda guest: self._maker.start(guest, deadline))[0]
         except PluginUnavailable:
             raise
         except ZenoError as error:
@@ -170,13 +173,13 @@ class InstancePool:
                 "memory": sum(guest.memory_size for guest in list(self.idle)),
             }
 
-    def _make(self, deadline: int) -> tuple[Guest, GuestDescription]:
+    def _make(self, start: Callable[[Guest], Started]) -> tuple[Guest, Started]:
         """Make and start an instance; a place for it is counted already."""
         guest = None
         try:
             guest = self._maker.new()
             self._admit(guest)
-            return guest, self._maker.start(guest, deadline)
+            return guest, start(guest)
         except BaseException:
             if guest is not None:
                 guest.close()

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import wasmtime
-from wasmtime import ExportType, FuncType, MemoryType, ValType, WasmtimeError
+from wasmtime import ExportType, FuncType, MemoryType, WasmtimeError
 
 from zeno_fast.errors import PluginLoadError
-from zeno_fast.wasm import wasi
+from zeno_fast.wasm.engine import POOLED_TABLE_ELEMENTS, Engine, EngineOptions, shared_engine
 from zeno_fast.wasm.failures import Failures
-from zeno_fast.wasm.hostcalls import IMPORTS
+from zeno_fast.wasm.imports import HostFunction, host_functions
+from zeno_fast.wasm.world import World
 
 if TYPE_CHECKING:
-    from zeno_fast.manifest import Manifest
+    from zeno_fast.manifest import Manifest, WasmOptions
 
-log = logging.getLogger("zeno_fast")
+log = logging.getLogger("zeno_fast.wasm")
 
 MAGIC = b"\0asm"
 MODULE = MAGIC + b"\1\0\0\0"
 COMPONENT = MAGIC + b"\x0d\0\1\0"
-TABLE_ELEMENTS = 1_000_000
-FIRST_PROCESS = os.getpid()
-I32 = "i32"
+NOTICED = 0.5  # seconds of compiling that are not worth a word
+I32, I64 = "i32", "i64"
 
-# Export -> parameters and results; what is not required may be absent.
-REQUIRED = {"alloc": ([I32], [I32]), "plugin_execute": ([I32] * 4, [I32])}
+# Export -> parameters and possible results; what is not required may be absent.
+REQUIRED = {"alloc": ([I32], [I32]), "plugin_execute": ([I32] * 4, [I32, I64])}
 OPTIONAL: dict[str, tuple[list[str], list[str]]] = {
-    "plugin_init": ([], [I32]),
-    "plugin_register_slots": ([], [I32]),
+    "plugin_init": ([], [I32, I64]),
+    "plugin_register_slots": ([], [I32, I64]),
     "_initialize": ([], []),
     "_start": ([], []),
 }
@@ -45,17 +47,24 @@ class Program:
 
     Attributes:
         exports: Names of the functions that the module exports, of those that the protocol names.
+        packed: Names of those that return where and how long their answer is, as one i64.
         memory: Bound of an instance's linear memory, in bytes.
+        table: Bound of the elements of each of its tables.
+        stack: Bytes of the calling thread's stack that it may use.
         fuel: Bound of the instructions of one call, or None.
-        frees: Whether the guest takes back what it gave by `alloc`.
+        world: What it sees of the machine.
     """
 
     plugin: str
-    engine: wasmtime.Engine
+    engine: Engine
     module: wasmtime.Module
     exports: frozenset[str]
+    packed: frozenset[str]
     memory: int
+    table: int
+    stack: int
     fuel: int | None
+    world: World
     failures: Failures
 
     @property
@@ -63,49 +72,10 @@ class Program:
         """Whether `free` is exported, with the usual signature."""
         return "free" in self.exports
 
-    def new_store(self) -> wasmtime.Store:
-        """Make a store with the plugin's limits."""
-        store = wasmtime.Store(self.engine)
-        store.set_limits(
-            memory_size=self.memory, table_elements=TABLE_ELEMENTS, instances=1, memories=1
-        )
-        store.set_wasi(wasmtime.WasiConfig())  # no files, no environment, no arguments
-        if self.fuel:
-            store.set_fuel(self.fuel)
-        return store
-
-
-def shared_engine(fuel: bool) -> wasmtime.Engine:
-    """Return the process's engine, one for guests with a bound of instructions, one for others."""
-    return _engine(fuel, os.getpid())
-
-
-@functools.cache
-def _engine(fuel: bool, process: int) -> wasmtime.Engine:
-    config = wasmtime.Config()
-    config.epoch_interruption = True
-    if fuel:
-        config.consume_fuel = True
-    if process != FIRST_PROCESS:
-        # The compiler's threads, if the parent had any, were not inherited by the fork.
-        config.parallel_compilation = False
-    try:
-        config.cache = True
-    except WasmtimeError as error:
-        log.info("WASM modules are compiled anew each time: %s", error)
-    return wasmtime.Engine(config)
-
-
-def host_functions() -> list[tuple[bytes, bytes, FuncType]]:
-    """Return module, name and type of the functions that the host defines, in order."""
-    i32 = ValType.i32()
-    functions = []
-    for name, (nparameters, returns) in IMPORTS.items():
-        kind = FuncType([i32] * nparameters, [i32] if returns else [])
-        functions.append((b"env", name.encode(), kind))
-    for name in wasi.FUNCTIONS:
-        functions.append((wasi.MODULE.encode(), name.encode(), FuncType([i32] * 4, [i32])))
-    return functions
+    @property
+    def host_functions(self) -> list[HostFunction]:
+        """What the host defines for it."""
+        return host_functions(bool(self.world.folders))
 
 
 def new_linker(engine: wasmtime.Engine) -> wasmtime.Linker:
@@ -116,10 +86,19 @@ def new_linker(engine: wasmtime.Engine) -> wasmtime.Linker:
     return linker
 
 
-def compile_program(manifest: Manifest, code: bytes) -> Program:
-    """Check and compile a module. Raises PluginLoadError."""
+def compile_program(manifest: Manifest, options: WasmOptions, code: bytes) -> Program:
+    """Check and compile a module.
+
+    Args:
+        options: The manifest's, with every limit filled in.
+
+    Raises PluginLoadError.
+    """
     name = manifest.name
-    engine = shared_engine(manifest.wasm.fuel is not None)
+    assert options.memory and options.table and options.stack
+    # A pool keeps room for tables of one size: where the manifest asks for more there is none.
+    pooled = options.fresh and options.table <= POOLED_TABLE_ELEMENTS
+    engine = shared_engine(EngineOptions(options.fuel is not None, options.stack, pooled))
     path = manifest.binary_path
     if path is not None and path.suffix.lower() == ".wat" and not code.startswith(MAGIC):
         code = _assemble(manifest, code)
@@ -127,11 +106,12 @@ def compile_program(manifest: Manifest, code: bytes) -> Program:
     if problem:
         raise _refusal(manifest, problem)
     try:
-        module = wasmtime.Module(engine, code)
+        with _announced(name, len(code)):
+            module = engine.compile(code)
     except WasmtimeError as error:
         raise _refusal(manifest, f"cannot be compiled: {error}") from error
     exports = {export.name: export for export in module.exports}
-    problems = [*_check_imports(module), *_check_exports(exports)]
+    problems = [*_check_imports(engine.engine, module), *_check_exports(exports)]
     if problems:
         raise _refusal(manifest, "is no plugin: " + "; ".join(problems))
     known = {*REQUIRED, *OPTIONAL, "plugin_cleanup", "free"} & set(exports)
@@ -139,16 +119,41 @@ def compile_program(manifest: Manifest, code: bytes) -> Program:
         known.remove("free")
     if "plugin_cleanup" in known and not _has_type(exports["plugin_cleanup"], []):
         known.remove("plugin_cleanup")
-    options = manifest.wasm
     return Program(
         plugin=name,
         engine=engine,
         module=module,
         exports=frozenset(known),
+        packed=frozenset(item for item in known if _results(exports[item]) == [I64]),
         memory=options.memory,
+        table=options.table,
+        stack=options.stack,
         fuel=options.fuel,
-        failures=Failures(name, options.memory, options.fuel),
+        world=World.of(manifest),
+        failures=Failures(name, options),
     )
+
+
+@contextmanager
+def _announced(plugin: str, nbytes: int) -> Iterator[None]:
+    """Log that a module is being compiled, where that takes so long that somebody may wonder."""
+    begun = time.monotonic()
+    said = threading.Event()
+
+    def say() -> None:
+        said.set()
+        log.info("plugin %r: compiling %.1f MB of WASM, for the first time", plugin, nbytes / 1e6)
+
+    timer = threading.Timer(NOTICED, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        if said.is_set():
+            log.info("plugin %r: compiled in %.1f s", plugin, time.monotonic() - begun)
 
 
 def find_problem(code: bytes) -> str:
@@ -186,17 +191,17 @@ def _assemble(manifest: Manifest, text: bytes) -> bytes:
         raise _refusal(manifest, f"is not WASM's text format: {error}") from error
 
 
-def _check_imports(module: wasmtime.Module) -> list[str]:
+def _check_imports(engine: wasmtime.Engine, module: wasmtime.Module) -> list[str]:
     """List the imports that the host does not have, or has with other parameters."""
-    engine = shared_engine(False)
+    ours = {(own.module, own.name): own for own in host_functions(False)}
     linker = new_linker(engine)
     store = wasmtime.Store(engine)
     unknown, wrong = [], []
     for item in module.imports:
         name = f"{item.module}.{item.name}"
-        if item.module == "env" and item.name in IMPORTS:
-            nparameters, returns = IMPORTS[item.name]
-            if not _has_type(item, [I32] * nparameters, [I32] if returns else []):
+        own = ours.get((item.module, item.name or ""))
+        if own is not None:
+            if not _has_type(item, [I32] * own.nparameters, [I32] if own.returns else []):
                 wrong.append(name)
             continue
         try:
@@ -234,14 +239,23 @@ def _check_exports(exports: dict[str, ExportType]) -> list[str]:
 def _has_type(
     item: ExportType | wasmtime.ImportType, parameters: list[str], results: list[str] | None = None
 ) -> bool:
-    """Tell whether an import or export is such a function; `results` None allows one or none."""
+    """Tell whether an import or export is such a function.
+
+    Args:
+        results: What it may return, each for itself; empty for nothing, None for any or nothing.
+    """
     kind = item.type
     if not isinstance(kind, FuncType):
         return False
-    found = [str(value) for value in kind.results]
-    fits = len(found) <= 1 if results is None else found == results
+    found = _results(item)
+    fits = len(found) <= 1 if results is None else "".join(found) in (results or [""])
     return fits and [str(value) for value in kind.params] == parameters
 
 
+def _results(item: ExportType | wasmtime.ImportType) -> list[str]:
+    kind = item.type
+    return [str(value) for value in kind.results] if isinstance(kind, FuncType) else []
+
+
 def _signature(parameters: list[str], results: list[str]) -> str:
-    return f"({', '.join(parameters)}) -> {results[0] if results else 'nothing'}"
+    return f"({', '.join(parameters)}) -> {' or '.join(results) or 'nothing'}"

@@ -12,14 +12,14 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import wasmtime
-from wasmtime import ExitTrap, FuncType, Trap, TrapCode, WasmtimeError
+from wasmtime import ExitTrap, Trap, TrapCode, WasmtimeError
 
 from zeno_fast import _wasm, _wasmtime
 from zeno_fast.errors import ProtocolError, ZenoError
 from zeno_fast.log import GuestLog
-from zeno_fast.wasm import wasi
 from zeno_fast.wasm.hostcalls import HostCalls
-from zeno_fast.wasm.program import Program, host_functions, new_linker
+from zeno_fast.wasm.imports import HostFunction
+from zeno_fast.wasm.program import Program, new_linker
 from zeno_fast.wasm.ticks import ticks_of
 
 CHUNK = 1 << 16
@@ -31,12 +31,9 @@ class PublicGuest:
     Args:
         program: The compiled module and its limits.
         host_calls: Answers what the guest asks of the host.
-        streams: What logs the guest's stdout and its stderr.
     """
 
-    def __init__(
-        self, program: Program, host_calls: HostCalls, streams: tuple[GuestLog, GuestLog]
-    ) -> None:
+    def __init__(self, program: Program, host_calls: HostCalls) -> None:
         self.broken = False
         self.worn = False
         self.unreached = False
@@ -46,8 +43,8 @@ class PublicGuest:
         self._program = program
         self._failures = program.failures
         self._host_calls = host_calls
-        self.streams = streams
-        self._ticks = ticks_of(program.engine)
+        self.streams = GuestLog(program.plugin, "stdout"), GuestLog(program.plugin, "stderr")
+        self._ticks = ticks_of(program.engine.engine)
         self._scope: MutableMapping[str, Any] | None = None
         # What a host function or a stream raised; the package would keep it in a global.
         self._raised: BaseException | None = None
@@ -56,11 +53,15 @@ class PublicGuest:
         self.deadline = 0
         self._functions: dict[str, wasmtime.Func] = {}
         self._memory: wasmtime.Memory | None = None
-        self._store = program.new_store()
-        self._linker = new_linker(program.engine)
+        self._store = wasmtime.Store(program.engine.engine)
+        self._store.set_limits(
+            memory_size=program.memory, table_elements=program.table, instances=1, memories=1
+        )
+        self._store.set_wasi(program.world.new_wasi(self.streams))
+        self._linker = new_linker(program.engine.engine)
         me = weakref.ref(self)
-        for module, name, kind in host_functions():
-            self._define(me, module.decode(), name.decode(), kind)
+        for function in program.host_functions:
+            self._define(me, function)
 
     @property
     def memory_size(self) -> int:
@@ -88,16 +89,18 @@ class PublicGuest:
         result = self._enter(
             name, deadline, lambda: self._functions[name](self._store), may_exit=may_exit
         )
-        return result & 0xFFFFFFFF if isinstance(result, int) else 0
+        if not isinstance(result, int):
+            return 0
+        return result & (0xFFFFFFFF_FFFFFFFF if name in self._program.packed else 0xFFFFFFFF)
 
     def settle(self) -> None:
         """Note how much memory the guest takes before its first call."""
         size = self.memory_size
         self._bound = size + max(0, self._program.memory - size) // 2
 
-    def text_at(self, address: int) -> bytes:
-        """Return the bytes from `address` to the next NUL or the end of memory."""
-        return self._text_at(address, "a life-cycle function", None)
+    def text_of(self, name: str, answer: int) -> bytes:
+        """Return the bytes that a function's result stands for."""
+        return self._text_of(name, answer, "a life-cycle function", None)
 
     def interrupt(self) -> None:
         """End the running call, if there is one, and let no other begin; from any thread."""
@@ -140,7 +143,7 @@ class PublicGuest:
                 seconds,
             )
             self.worn = self.worn or 0 < self._bound < self.memory_size
-            body = self._text_at(answer & 0xFFFFFFFF, what, slot.name)
+            body = self._text_of("plugin_execute", answer, what, slot.name)
             self.served += 1
             if self._program.frees:
                 self._free(what, address, deadline)
@@ -239,16 +242,23 @@ class PublicGuest:
                 return self._failures.closed(slot)
             return self._failures.timed_out(what, slot, seconds)
         status = error.code if isinstance(error, ExitTrap) else None
-        out_of_fuel = code is TrapCode.OUT_OF_FUEL
-        return self._failures.crashed(what, slot, str(error), self.streams[1], status, out_of_fuel)
+        return self._failures.crashed(
+            what, slot, str(error), self.streams[1], status,
+            None if code is None else code.value, self.memory_size,
+        )  # fmt: skip
 
-    def _text_at(self, address: int, what: str, slot: str | None) -> bytes:
+    def _text_of(self, name: str, answer: int, what: str, slot: str | None) -> bytes:
         size = self.memory_size
+        packed = name in self._program.packed
+        address = answer >> 32 & 0xFFFFFFFF if packed else answer & 0xFFFFFFFF
+        nbytes = answer & 0xFFFFFFFF if packed else 0
         if address == 0:
             raise self._failures.null_answer(what, slot)
-        if address >= size or self._memory is None:
+        if address >= size or address + nbytes > size or self._memory is None:
             self.broken = True
             raise self._failures.outside_answer(what, slot, size)
+        if packed:
+            return bytes(self._memory.read(self._store, address, address + nbytes))
         found = bytearray()
         for start in range(address, size, CHUNK):
             chunk = self._memory.read(self._store, start, min(start + CHUNK, size))
@@ -280,21 +290,23 @@ class PublicGuest:
             raise ProtocolError("a host function was called without a memory")
         return self._caller, memory
 
-    def _define(self, me: weakref.ref[PublicGuest], module: str, name: str, kind: FuncType) -> None:
+    def _define(self, me: weakref.ref[PublicGuest], function: HostFunction) -> None:
         def answer(caller: wasmtime.Caller, *values: int) -> int | None:
             guest = me()
             if guest is None:
                 return 0
             guest._caller = caller
             try:
-                return guest._serve(name, [value & 0xFFFFFFFF for value in values])
+                return guest._serve(function, [value & 0xFFFFFFFF for value in values])
             except BaseException as error:  # noqa: BLE001 - raised again when the guest has ended
                 guest._stop(error)
-                return None if name == "host_log" else 0
+                return 0 if function.returns else None
             finally:
                 guest._caller = None
 
-        self._linker.define_func(module, name, kind, answer, access_caller=True)
+        self._linker.define_func(
+            function.module, function.name, function.type(), answer, access_caller=True
+        )
 
     def _stop(self, error: BaseException) -> None:
         """Keep an exception and let the guest trap at its next step."""
@@ -303,9 +315,12 @@ class PublicGuest:
         self._raised = error
         self._store.set_epoch_deadline(0)
 
-    def _serve(self, name: str, values: list[int]) -> int | None:
-        if name in wasi.FUNCTIONS:
-            return wasi.FUNCTIONS[name](self, *values)
+    def _serve(self, function: HostFunction, values: list[int]) -> int | None:
+        name = function.name
+        beyond = function.number - len(HostCalls.names)
+        if beyond >= 0:
+            result = HostCalls.system[beyond](self, *values)
+            return result if function.returns else None
         first = self._argument(name, *values[:2])
         if name == "host_log":
             self._host_calls.log(first, self._argument(name, *values[2:]))

@@ -11,16 +11,17 @@ import orjson
 
 from zeno_fast import _wasm, _wasmtime
 from zeno_fast.errors import ProtocolError
-from zeno_fast.log import GuestLog, plugin_logger
+from zeno_fast.log import plugin_logger
 from zeno_fast.plugin import GuestDescription, SlotDefinition
 from zeno_fast.slots import parse_slots
 from zeno_fast.wasm.guest import Guest
 from zeno_fast.wasm.hostcalls import HostCalls
-from zeno_fast.wasm.program import Program, host_functions, new_linker
+from zeno_fast.wasm.program import Program, new_linker
 from zeno_fast.wasm.public_api import PublicGuest
 
-log = logging.getLogger("zeno_fast")
+log = logging.getLogger("zeno_fast.wasm")
 MODE_VARIABLE = "ZENO_FAST_WASM"
+LIFE_CYCLE = ("plugin_init", "plugin_register_slots")
 _warned: list[str] = []
 
 
@@ -47,35 +48,48 @@ class GuestMaker:
         self._logger = plugin_logger(program.plugin)
         self.public = why_public()
         if not self.public:
-            linker = new_linker(program.engine)
-            _wasm.define_host_functions(linker, host_functions())
+            engine = program.engine.engine
+            linker = new_linker(engine)
+            _wasm.define_host_functions(linker, program.host_functions)
             self._pre = linker.instantiate_pre(program.module)
             linker.close()
-            self._engine = _wasmtime.keep_engine(program.engine)
+            self._engine = _wasmtime.keep_engine(engine)
 
     def new(self) -> Guest:
         """Make an instance that has yet to be started."""
-        name = self._program.plugin
-        streams = (GuestLog(name, "stdout"), GuestLog(name, "stderr"))
         if self.public:
-            return PublicGuest(self._program, self._host_calls, streams)
-        return _wasm.Guest(self._program, self._pre, self._engine, self._host_calls, streams)
+            return PublicGuest(self._program, self._host_calls)
+        return _wasm.Guest(self._program, self._pre, self._engine, self._host_calls)
 
-    def start(self, guest: Guest, deadline: int) -> GuestDescription:
-        """Run what a guest wants to be run before its first slot, and ask what it offers.
+    def start(self, guest: Guest, deadline: int) -> None:
+        """Run what a guest wants to be run before its first slot.
 
-        Raises SlotTimeout or PluginCrashed.
+        Its life-cycle functions, too: they may prepare it for what follows. What they answer was
+        looked at when the first instance was started.
+
+        Raises SlotTimeout, PluginCrashed or PluginUnavailable.
         """
+        exports = self._program.exports
+        self._initialize(guest, deadline)
+        for name in LIFE_CYCLE:
+            if name in exports:
+                guest.run(name, deadline)
+        guest.settle()
+
+    def start_first(self, guest: Guest, deadline: int) -> GuestDescription:
+        """Do what `start` does, and return what the guest says of itself and offers."""
+        self._initialize(guest, deadline)
+        info, slots = (self._ask(guest, name, deadline) for name in LIFE_CYCLE)
+        guest.settle()
+        return GuestDescription(info=_members(info), slots=self._slots(slots))
+
+    def _initialize(self, guest: Guest, deadline: int) -> None:
         exports = self._program.exports
         guest.instantiate(deadline)
         if "_initialize" in exports:
             guest.run("_initialize", deadline)
         elif "_start" in exports:
             guest.run("_start", deadline, True)
-        info = self._ask(guest, "plugin_init", deadline)
-        slots = self._slots(self._ask(guest, "plugin_register_slots", deadline))
-        guest.settle()
-        return GuestDescription(info=_members(info), slots=slots)
 
     def retire(self, guest: Guest) -> None:
         """Let a guest clean up, where it is still able to, and free it."""
@@ -96,9 +110,9 @@ class GuestMaker:
         """Return what a life-cycle function answers, None where it is absent or makes no sense."""
         if name not in self._program.exports:
             return None
-        address = guest.run(name, deadline)
+        answer = guest.run(name, deadline)
         try:
-            return _wasm.loads_prefix(guest.text_at(address))
+            return _wasm.loads_prefix(guest.text_of(name, answer))
         except (ProtocolError, orjson.JSONDecodeError) as error:
             if guest.broken:
                 raise

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 from zeno_fast import _wasmtime
@@ -107,10 +106,3 @@ def _sleep(guest: Caller, moment: int) -> None:
     moment = min(moment, guest.deadline)
     while not guest.interrupted and (left := moment - _wasmtime.now_ns()) > 0:
         time.sleep(min(left, NAP_NS) / 1e9)
-
-
-# All of four i32 parameters, answering with an error number.
-FUNCTIONS: dict[str, Callable[[Caller, int, int, int, int], int]] = {
-    "fd_write": fd_write,
-    "poll_oneoff": poll_oneoff,
-}
