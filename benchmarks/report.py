@@ -56,8 +56,14 @@ def summary(samples: list[float]) -> dict[str, float]:
     }
 
 
-def write(name: str, results: dict[str, Any], *, correct: bool) -> Path:
-    """Write results with the machine and the versions that they were measured on."""
+def write(
+    name: str, results: dict[str, Any], *, correct: bool, packages: tuple[str, ...] = ()
+) -> Path:
+    """Write results with the machine and the versions that they were measured on.
+
+    Args:
+        packages: What was compared, beside what every benchmark uses.
+    """
     document = {
         "benchmark": name,
         "correct": correct,
@@ -68,7 +74,7 @@ def write(name: str, results: dict[str, Any], *, correct: bool) -> Path:
             "cores": os.cpu_count(),
             "python": platform.python_version(),
         },
-        "versions": {package: _version(package) for package in PACKAGES},
+        "versions": {package: _version(package) for package in PACKAGES + packages},
         "commit": _commit(),
         "results": results,
     }
