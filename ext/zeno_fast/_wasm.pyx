@@ -21,8 +21,9 @@ import ctypes
 
 import orjson
 
-from zeno_fast.log import GuestLog
 from zeno_fast.errors import PluginCrashed, ProtocolError, UsageError
+from zeno_fast.log import GuestLog
+from zeno_fast.wasm.imports import PROTOCOL, SYSTEM
 
 cdef extern from "zeno_json.h":
     size_t zj_value_end(const char *p, size_t n) nogil
@@ -34,11 +35,16 @@ cdef extern from "zeno_stack.h" nogil:
 cdef Library lib = loaded_lib
 
 cdef enum:
-    HOST_LOG = 0  # the first of HostCalls.names
+    HOST_LOG = 0  # the first of NAMES
+    HOST_SCOPE_GET = 3
+
+cdef tuple NAMES = tuple(PROTOCOL)
+cdef size_t NNAMES = len(NAMES)
+cdef tuple SYSTEM_CALLS = tuple([call.function for call in SYSTEM])
 
 
 def define_host_functions(linker, functions):
-    """Define what the host answers in a linker; see HostCalls.names and HostCalls.system.
+    """Define what the host answers in a linker.
 
     Args:
         functions: The `zeno_fast.wasm.imports.HostFunction` of each.
@@ -492,56 +498,69 @@ cdef class Guest:
             if not lib.caller_export_get(caller, b"alloc", 5, &found):
                 raise ProtocolError("a host function was called without an alloc")
             self._alloc = found.of.func
-        names = self._host_calls.names
-        if index >= <size_t> len(names):
-            values[0].i32 = self._host_calls.system[index - len(names)](
+        if index >= NNAMES:
+            values[0].i32 = SYSTEM_CALLS[index - NNAMES](
                 self, <uint32_t> values[0].i32, <uint32_t> values[1].i32,
                 <uint32_t> values[2].i32, <uint32_t> values[3].i32)
             return NULL
-        function = names[index]
+        function = <str> NAMES[index]
         first = self._argument(function, values)
         if index == HOST_LOG:
-            self._host_calls.log(first, self._argument(function, values + 2))
+            level = self._host_calls.level(first)
+            text = self._argument_at(function, values + 2)
+            if self._host_calls.is_logged(level):
+                self._host_calls.log(
+                    level, PyBytes_FromStringAndSize(text, <uint32_t> values[3].i32))
             return NULL
-        answer = self._host_calls.answer(function, first, self._scope, self.deadline)
+        answer = None
+        if index == HOST_SCOPE_GET and type(self._scope) is dict:
+            answer = self._host_calls.plain_value(first, self._scope)
+        if answer is None:
+            answer = self._host_calls.answer(function, first, self._scope, self.deadline)
         if type(answer) is bool:
             values[0].i32 = answer
             return NULL
         return self._hand_over(function, context, answer, values)
 
-    def read(self, uint64_t address, uint64_t nbytes):
+    def read(self, uint32_t address, uint32_t nbytes):
         """Return bytes of memory; for host functions. Raises ProtocolError."""
-        self._need_memory()
-        if address + nbytes > lib.memory_data_size(self._context, &self._memory):
-            raise ProtocolError(f"{nbytes} bytes at {address:#x} are outside of the guest's memory")
-        return PyBytes_FromStringAndSize(
-            lib.memory_data(self._context, &self._memory) + address, nbytes)
+        return PyBytes_FromStringAndSize(self._bytes_at(address, nbytes), nbytes)
 
-    def write(self, uint64_t address, bytes data):
+    def write(self, uint32_t address, bytes data):
         """Change bytes of memory; for host functions. Raises ProtocolError."""
-        self._need_memory()
-        cdef size_t nbytes = PyBytes_GET_SIZE(data)
-        if address + nbytes > lib.memory_data_size(self._context, &self._memory):
-            raise ProtocolError(f"{nbytes} bytes at {address:#x} are outside of the guest's memory")
         memcpy(
-            lib.memory_data(self._context, &self._memory) + address, PyBytes_AS_STRING(data),
-            nbytes)
+            self._bytes_at(address, PyBytes_GET_SIZE(data)), PyBytes_AS_STRING(data),
+            PyBytes_GET_SIZE(data))
+
+    cdef char *_bytes_at(self, uint32_t address, size_t nbytes) except NULL:
+        """Return where bytes of the guest's memory are, until it runs again."""
+        cdef size_t size
+        self._need_memory()
+        size = lib.memory_data_size(self._context, &self._memory)
+        if address > size or nbytes > size - address:
+            raise ProtocolError(f"{nbytes} bytes at {address:#x} are outside of the guest's memory")
+        return lib.memory_data(self._context, &self._memory) + address
+
+    cdef char *_argument_at(self, str function, Value *values) except NULL:
+        """Return where the bytes are that a pair of pointer and length stands for."""
+        try:
+            return self._bytes_at(<uint32_t> values[0].i32, <uint32_t> values[1].i32)
+        except ProtocolError as error:
+            raise ProtocolError(f"{function} was called with nonsense: {error}") from None
 
     cdef bytes _argument(self, str function, Value *values):
         """Return the bytes that a pair of pointer and length stands for. Raises ProtocolError."""
-        try:
-            return self.read(<uint32_t> values[0].i32, <uint32_t> values[1].i32)
-        except ProtocolError as error:
-            raise ProtocolError(f"{function} was called with nonsense: {error}") from None
+        cdef const char *begin = self._argument_at(function, values)
+        return PyBytes_FromStringAndSize(begin, <uint32_t> values[1].i32)
 
     cdef void *_hand_over(
         self, str function, void *context, bytes answer, Value *values
     ) except? NULL:
         """Write an answer into memory taken from the guest, and its address into `values`."""
-        cdef size_t nbytes = len(answer) + 1
+        cdef size_t nbytes = PyBytes_GET_SIZE(answer) + 1  # bytes end with a NUL
         cdef void *trap = NULL
         cdef void *error
-        cdef uint64_t address
+        cdef uint32_t address
         values[0].i64 = 0
         values[0].i32 = <int32_t> <uint32_t> nbytes
         with nogil:
@@ -553,7 +572,7 @@ cdef class Guest:
             raise ProtocolError(f"alloc ended the guest while {function} was answered")
         address = <uint32_t> values[0].i32
         if address != 0:  # which the guest would take for a refusal
-            self.write(address, answer + b"\0")
+            memcpy(self._bytes_at(address, nbytes), PyBytes_AS_STRING(answer), nbytes)
         return NULL
 
 

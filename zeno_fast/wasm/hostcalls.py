@@ -11,8 +11,8 @@ from zeno_fast.host.context import HostCall, current_host_call
 from zeno_fast.host.functions import LOG_LEVELS, HostFunctions, HostRefusal
 from zeno_fast.log import plugin_logger
 from zeno_fast.manifest import Manifest
-from zeno_fast.wasm.imports import PROTOCOL, SYSTEM
 
+_LEVELS = {name.encode(): number for name, number in LOG_LEVELS.items()}
 # Those that are passed a bare string, and the parameter that it is.
 BARE = {"host_scope_get": "key", "host_file_read": "path", "host_env_get": "name"}
 # Those that are answered with 1 or 0.
@@ -27,23 +27,36 @@ class HostCalls:
         host: What it may ask for.
 
     Attributes:
-        names: The protocol's imports, by number.
-        system: The functions whose numbers follow.
+        is_logged: Whether messages of a level go to the log.
     """
-
-    names = tuple(PROTOCOL)
-    system = tuple(call.function for call in SYSTEM)
 
     def __init__(self, manifest: Manifest, host: HostFunctions) -> None:
         self._manifest = manifest
         self._host = host
         self._logger = plugin_logger(manifest.name)
+        self.is_logged = self._logger.isEnabledFor
+        self._reads_scope = "read" in manifest.permissions.scope
 
-    def log(self, level: bytes, message: bytes) -> None:
+    def level(self, name: bytes) -> int:
+        """Return the number of a level that a guest names."""
+        found = _LEVELS.get(name) or _LEVELS.get(name.lower())
+        return LOG_LEVELS["info"] if found is None else found
+
+    def log(self, level: int, message: bytes) -> None:
         """Answer `host_log`."""
-        name = level.decode("utf-8", "replace").lower()
-        number = LOG_LEVELS.get(name, LOG_LEVELS["info"])
-        self._logger.log(number, "%s", message.decode("utf-8", "replace"))
+        self._logger.log(level, "%s", message.decode("utf-8", "replace"))
+
+    def plain_value(self, key: bytes, scope: dict[str, Any]) -> bytes | None:
+        """Answer `host_scope_get` out of a plain dict; None where that is for `answer` to do.
+
+        No foreign code runs, so that nothing of what else surrounds a host call is needed.
+        """
+        if not self._reads_scope:
+            return None
+        try:
+            return orjson.dumps({"success": True, "data": {"value": scope.get(key.decode())}})
+        except (UnicodeDecodeError, TypeError):
+            return None
 
     def answer(
         self,

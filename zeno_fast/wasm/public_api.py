@@ -18,7 +18,7 @@ from zeno_fast import _wasm, _wasmtime
 from zeno_fast.errors import ProtocolError, ZenoError
 from zeno_fast.log import GuestLog
 from zeno_fast.wasm.hostcalls import HostCalls
-from zeno_fast.wasm.imports import HostFunction
+from zeno_fast.wasm.imports import PROTOCOL, SYSTEM, HostFunction
 from zeno_fast.wasm.program import Program, new_linker
 from zeno_fast.wasm.ticks import ticks_of
 
@@ -317,13 +317,13 @@ class PublicGuest:
 
     def _serve(self, function: HostFunction, values: list[int]) -> int | None:
         name = function.name
-        beyond = function.number - len(HostCalls.names)
+        beyond = function.number - len(PROTOCOL)
         if beyond >= 0:
-            result = HostCalls.system[beyond](self, *values)
+            result = SYSTEM[beyond].function(self, *values)
             return result if function.returns else None
         first = self._argument(name, *values[:2])
         if name == "host_log":
-            self._host_calls.log(first, self._argument(name, *values[2:]))
+            self._host_calls.log(self._host_calls.level(first), self._argument(name, *values[2:]))
             return None
         answer = self._host_calls.answer(name, first, self._scope, self.deadline)
         if isinstance(answer, bool):
