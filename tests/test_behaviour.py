@@ -18,7 +18,7 @@ from zeno_fast import (
     SlotTimeout,
 )
 
-WASM = ("c-wasm", "go-wasm", "rust-wasm", "rust-wasm-leaky")
+WASM = ("c-wasm", "go-wasm", "rust-wasm", "rust-wasm-leaky", "assemblyscript")
 SIDECARS = ("python", "python-no-ids", "node", "php", "go", "c", "c-no-ids")
 MIB = 1024 * 1024
 

