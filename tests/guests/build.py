@@ -65,6 +65,10 @@ C_FLAGS = "-std=c11 -O2 -Wall -Wextra -Werror"
 WASM_FLAGS = "-ffreestanding -nostdlib -mbulk-memory -s -Wl,--no-entry"
 C_RECIPE = f"cc {C_FLAGS} {INCLUDES} guest.c -o guest"
 C_WASM_RECIPE = f"{{wasm_cc}} {C_FLAGS} {WASM_FLAGS} {INCLUDES} guest.c -o guest.wasm"
+ZIG_RECIPE = (
+    f"{{python}} -m ziglang cc -target wasm32-wasi {{features}} {C_FLAGS} -s {INCLUDES}"
+    " guest.c -o guest.wasm"
+)
 AS_RECIPE = "node {asc} index.ts --optimize --runtime minimal -o guest.wasm"
 GO_RECIPE = 'go build -trimpath -ldflags="-s -w"'
 RUST_RECIPE = (
@@ -88,6 +92,12 @@ GUESTS = {
         HERE / "rust-wasm", "rust", f"GUEST_NAME=rust-wasm-leaky {RUST_RECIPE}", "leaky"
     ),
     "assemblyscript": Guest(HERE / "assemblyscript", "assemblyscript", AS_RECIPE),
+    "wasi-c": Guest(
+        HERE / "wasi-c", "zig", ZIG_RECIPE, "-mexec-model=reactor -DGUEST_NAME='\"wasi-c\"'"
+    ),
+    "wasi-c-command": Guest(
+        HERE / "wasi-c", "zig", ZIG_RECIPE, "-DGUEST_COMMAND -DGUEST_NAME='\"wasi-c-command\"'"
+    ),
     "python": Guest(HERE / "python", "python"),
     "python-no-ids": Guest(HERE / "python", "python", no_ids=True),
     "node": Guest(HERE / "node", "node"),

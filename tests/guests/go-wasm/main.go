@@ -1,5 +1,6 @@
 // The behaviour guest as a WASM module from Go's own compiler (wasip1, a reactor).
 //
+// Beside the slots that every guest has it has those of the WASI guests for variables and files.
 // There is no `free`: memory from `alloc` is held until the call ends, then it is the collector's.
 package main
 
@@ -21,6 +22,9 @@ type request struct {
 		Message string          `json:"message"`
 		Seconds float64         `json:"seconds"`
 		Lines   *int            `json:"lines"`
+		Name    string          `json:"name"`
+		Path    string          `json:"path"`
+		Content string          `json:"content"`
 	} `json:"parameters"`
 }
 
@@ -80,6 +84,9 @@ func pluginRegisterSlots() unsafe.Pointer {
 		slot("sleep", "Take a while", object{"seconds": object{"type": "number", "required": true}}),
 		slot("spam", "Print noise, then answer", object{"lines": object{"type": "int", "default": 10}}),
 		slot("count", "Count the calls so far", object{}),
+		slot("env", "Read a variable and count them all", object{"name": text}),
+		slot("read", "Read a file", object{"path": text}),
+		slot("write", "Write a file", object{"path": text, "content": text}),
 	}})
 }
 
@@ -90,6 +97,14 @@ func spam(lines int) int {
 		log("info", fmt.Sprintf("noise %d in the log", i))
 	}
 	return lines
+}
+
+func env(name string) any {
+	found := object{"value": nil, "count": len(os.Environ())}
+	if value, ok := os.LookupEnv(name); ok {
+		found["value"] = value
+	}
+	return found
 }
 
 func run(call *request) (any, error) {
@@ -119,6 +134,13 @@ func run(call *request) (any, error) {
 		return spam(lines), nil
 	case "count":
 		return calls, nil
+	case "env":
+		return env(p.Name), nil
+	case "read":
+		content, err := os.ReadFile(p.Path)
+		return string(content), err
+	case "write":
+		return len(p.Content), os.WriteFile(p.Path, []byte(p.Content), 0o666)
 	}
 	return nil, fmt.Errorf("unknown slot %s", call.SlotName)
 }

@@ -1,4 +1,6 @@
 //! The behaviour guest as a WASM module in Rust; like many, it unwraps what it does not expect.
+//!
+//! Beside the slots that every guest has it has those of the WASI guests for variables and files.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -21,6 +23,9 @@ struct Parameters<'a> {
     message: Option<String>,
     seconds: Option<f64>,
     lines: Option<u32>,
+    name: Option<String>,
+    path: Option<String>,
+    content: Option<String>,
 }
 
 extern "C" {
@@ -84,6 +89,9 @@ pub extern "C" fn plugin_register_slots() -> *const u8 {
         slot("sleep", "Take a while", json!({"seconds": {"type": "number", "required": true}})),
         slot("spam", "Print noise, then answer", json!({"lines": {"type": "int", "default": 10}})),
         slot("count", "Count the calls so far", json!({})),
+        slot("env", "Read a variable and count them all", json!({"name": text})),
+        slot("read", "Read a file", json!({"path": text})),
+        slot("write", "Write a file", json!({"path": text, "content": text})),
     ]);
     give(slots.to_string().into_bytes())
 }
@@ -103,6 +111,24 @@ fn sleep(seconds: f64) -> f64 {
     seconds
 }
 
+fn env(name: &str) -> Value {
+    json!({"value": std::env::var(name).ok(), "count": std::env::vars_os().count()})
+}
+
+fn read(path: &str) -> Result<Value, String> {
+    match std::fs::read_to_string(path) {
+        Ok(content) => Ok(json!(content)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn write(path: &str, content: &str) -> Result<Value, String> {
+    match std::fs::write(path, content) {
+        Ok(()) => Ok(json!(content.len())),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn run(request: Request) -> Result<Value, String> {
     let calls = CALLS.with(|calls| {
         calls.set(calls.get() + 1);
@@ -116,6 +142,9 @@ fn run(request: Request) -> Result<Value, String> {
         "sleep" => Ok(json!(sleep(parameters.seconds.unwrap()))),
         "spam" => Ok(json!(spam(parameters.lines.unwrap_or(10)))),
         "count" => Ok(json!(calls)),
+        "env" => Ok(env(&parameters.name.unwrap())),
+        "read" => read(&parameters.path.unwrap()),
+        "write" => write(&parameters.path.unwrap(), &parameters.content.unwrap()),
         _ => Err(format!("unknown slot {}", request.slot_name)),
     }
 }
