@@ -38,6 +38,7 @@ extensions = [
         "_channel",
         "_slot",
         "_pipeline",
+        "_guest_output",
         "_wasmtime",
         "_wasm",
     )

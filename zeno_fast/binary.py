@@ -112,7 +112,12 @@ def read_wasm(manifest: Manifest) -> bytes:
         elif found is None and binary.path.suffix.lower() in _INTERPRETERS:
             found = "a script, by its name"
         hint = ""
-        if found == "WebAssembly text":
+        if found == "a WASM component":
+            hint = (
+                ", and plugins are modules: build it for wasm32-wasip1, without "
+                "`wasm-tools component new`"
+            )
+        elif found == "WebAssembly text":
             hint = "; let its name end in .wat, or compile it, with wat2wasm for example"
         elif is_program(data[:8]) or (found or "").startswith("a script"):
             hint = "; to run it as a program, add `type: sidecar` to the manifest"

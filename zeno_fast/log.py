@@ -6,6 +6,10 @@ import logging
 import re
 import time
 from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zeno_fast._guest_output import GuestOutput
 
 MAX_LINE = 8192  # bytes of one line that are kept
 TAIL_LINES = 20
@@ -58,6 +62,15 @@ class GuestLog:
             self.line(self._partial + line)
             self._partial = b""
         self._partial = (self._partial + rest)[: MAX_LINE + 1]
+
+    def take(self, output: GuestOutput, number: int) -> None:
+        """Take what one of a guest's streams has printed meanwhile: 0 is stdout, 1 stderr."""
+        text, lost = output.take(number)
+        if lost:
+            self._partial = b""
+            self._logger.warning("%s: %d bytes were not logged", self._stream, lost)
+        if text:
+            self.feed(text)
 
     def finish(self) -> None:
         """Log a last line that has no end."""

@@ -146,6 +146,7 @@ cdef class Guest:
     """
 
     cdef object _program, _pre, _failures, _host_calls, _scope, __weakref__
+    cdef object _output  # a GuestOutput where the library writes what the guest prints, or None
     cdef void *_store
     cdef void *_context
     cdef Watch _watch
@@ -183,7 +184,8 @@ cdef class Guest:
         self._stack = program.stack
         world = program.world
         if world.folders or world.variables:
-            address = ctypes.cast(world.new_wasi(self.streams)._consume(), ctypes.c_void_p).value
+            config, self._output = world.new_wasi()
+            address = ctypes.cast(config._consume(), ctypes.c_void_p).value
             wasi = <void *> address
         else:
             wasi = lib.wasi_new()  # no files, no environment, no arguments
@@ -321,6 +323,8 @@ cdef class Guest:
         """Let the next call run until `deadline`."""
         if self.broken or self.interrupted:
             raise self._failures.closed()
+        if self._output is not None:
+            self._program.world.check_process()
         if zs_stack_left() < self._stack + STACK_MARGIN:
             raise self._failures.no_stack(zs_stack_left(), STACK_MARGIN)
         if self._fuel:
@@ -353,6 +357,8 @@ cdef class Guest:
             self._scope = scope
             with nogil:
                 outcome = self._exchange(slot, parameters, nparameters)
+            if self._output is not None:
+                self._log_output()
             if outcome != ANSWERED or self._watch.raised is not None:
                 raise self._outcome(outcome, slot.name, seconds, nparameters)
             self.served += 1
@@ -448,7 +454,15 @@ cdef class Guest:
         if self._error is not NULL or self._trap is not NULL:
             self.broken = True
 
+    cdef int _log_output(self) except -1:
+        """Log what the library has written for the guest meanwhile."""
+        for number, stream in enumerate(self.streams):
+            stream.take(self._output, number)
+        return 0
+
     cdef int _check(self, str what) except -1:
+        if self._output is not None:
+            self._log_output()
         if self._error is not NULL or self._trap is not NULL or self._watch.raised is not None:
             raise self._failure(what, None, 0.0)
         return 0
@@ -491,6 +505,8 @@ cdef class Guest:
         """Answer a host function; return the trap that `alloc` ended with, if it did."""
         cdef str function
         cdef Extern found
+        if self._output is not None:
+            self._log_output()  # in the order in which it was printed
         if not self._linked:  # the module's start section runs: ask for the caller's exports
             if not lib.caller_export_get(caller, b"memory", 6, &found):
                 raise ProtocolError("a host function was called without a memory")

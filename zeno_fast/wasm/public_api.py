@@ -57,7 +57,8 @@ class PublicGuest:
         self._store.set_limits(
             memory_size=program.memory, table_elements=program.table, instances=1, memories=1
         )
-        self._store.set_wasi(program.world.new_wasi(self.streams))
+        wasi, self._output = program.world.new_wasi()
+        self._store.set_wasi(wasi)
         self._linker = new_linker(program.engine.engine)
         me = weakref.ref(self)
         for function in program.host_functions:
@@ -205,6 +206,7 @@ class PublicGuest:
         """Let the guest run until `deadline`; turn what ended it into an exception."""
         if self.broken or self.interrupted:
             raise self._failures.closed(slot)
+        self._program.world.check_process()
         self.owner = threading.get_ident()
         self.deadline = deadline
         result = failure = None
@@ -212,7 +214,10 @@ class PublicGuest:
             if self._program.fuel:
                 self._store.set_fuel(self._program.fuel)
             with self._ticks.limit(self._store, deadline):
-                result = call()
+                try:
+                    result = call()
+                finally:
+                    self._log_output()
         except (Trap, WasmtimeError) as error:
             if not (may_exit and isinstance(error, ExitTrap) and error.code == 0):
                 failure = self._explain(error, what, slot, seconds)
@@ -231,6 +236,12 @@ class PublicGuest:
         if _wasmtime.now_ns() >= deadline:
             raise self._failures.timed_out(what, slot, seconds)
         return result
+
+    def _log_output(self) -> None:
+        """Log what the library has written for the guest meanwhile."""
+        if self._output is not None:
+            for number, stream in enumerate(self.streams):
+                stream.take(self._output, number)
 
     def _explain(
         self, error: Trap | WasmtimeError, what: str, slot: str | None, seconds: float
@@ -316,6 +327,7 @@ class PublicGuest:
         self._store.set_epoch_deadline(0)
 
     def _serve(self, function: HostFunction, values: list[int]) -> int | None:
+        self._log_output()  # in the order in which it was printed
         name = function.name
         beyond = function.number - len(PROTOCOL)
         if beyond >= 0:

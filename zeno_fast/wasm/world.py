@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import posixpath
 from dataclasses import dataclass
@@ -9,14 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import wasmtime
-from wasmtime import WasmtimeError
+from wasmtime import WasmtimeError, _ffi
 
-from zeno_fast.errors import PluginLoadError
-from zeno_fast.log import GuestLog, plugin_logger
+from zeno_fast._guest_output import RELEASE, WRITE, GuestOutput
+from zeno_fast.errors import PluginLoadError, PluginUnavailable
+from zeno_fast.log import plugin_logger
 from zeno_fast.permissions import granted_path, granted_variables
 
 if TYPE_CHECKING:
     from zeno_fast.manifest import Manifest
+
+WRITE_TYPE = ctypes.CFUNCTYPE(
+    ctypes.c_ssize_t, ctypes.c_void_p, ctypes.POINTER(ctypes.c_ubyte), ctypes.c_size_t
+)
+RELEASE_TYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 # The process in which the library's threads for files were started: a fork leaves them behind.
 _process_with_files: list[int] = []
@@ -78,11 +85,9 @@ class World:
             tuple((host, guest) for guest, host in folders.items()),
         )
 
-    def new_wasi(self, streams: tuple[GuestLog, GuestLog]) -> wasmtime.WasiConfig:
-        """Return the configuration of one instance's WASI.
-
-        Args:
-            streams: What logs its stdout and stderr, where the library writes to them.
+    def new_wasi(self) -> tuple[wasmtime.WasiConfig, GuestOutput | None]:
+        """Return the configuration of one instance's WASI, and where the library writes what it
+        prints; None where printing is left to the host.
 
         Raises PluginLoadError where a granted folder is no more.
         """
@@ -97,10 +102,23 @@ class World:
                     "be opened any more",
                     plugin=self.plugin,
                 ) from None
-        if self.folders:
-            wasi.stdout_custom = streams[0].feed
-            wasi.stderr_custom = streams[1].feed
-        return wasi
+        if not self.folders:
+            return wasi, None
+        output = GuestOutput()
+        write, release = WRITE_TYPE(WRITE), RELEASE_TYPE(RELEASE)
+        _ffi.wasi_config_set_stdout_custom(wasi.ptr(), write, output.retain(0), release)
+        _ffi.wasi_config_set_stderr_custom(wasi.ptr(), write, output.retain(1), release)
+        return wasi, output
+
+    def check_process(self) -> None:
+        """Raise PluginUnavailable in the child of a fork, where a guest with files would hang."""
+        if self.folders and _process_with_files[0] != os.getpid():
+            raise PluginUnavailable(
+                f"plugin {self.plugin!r} uses files through WASI, and was loaded before this "
+                f"process was forked from {_process_with_files[0]}; call it there, or start "
+                "processes by `spawn`",
+                plugin=self.plugin,
+            )
 
 
 def _folder(manifest: Manifest, grant: str) -> tuple[str, str]:
