@@ -18,6 +18,7 @@ from zeno_fast import (
     PluginUnavailable,
     SlotNotFound,
     UsageError,
+    WasmLimits,
     ZenoError,
 )
 
@@ -263,3 +264,52 @@ def test_a_timeout_must_make_sense(manager, make_plugin):
     manager.load_plugin(make_plugin(ECHO.format(slot="echo")))
     with pytest.raises(ValueError, match="timeout"):
         manager.call("echo", {}, timeout=-1)
+
+
+WAT = """(module (memory (export "memory") 2)
+  (func (export "alloc") (param i32) (result i32) (i32.const 4096))
+  (func (export "plugin_execute") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+  (data (i32.const 1024) "{\\22success\\22:true,\\22data\\22:1}\\00"))"""
+
+
+def test_of_two_folders_that_claim_a_name_the_first_has_it(manager, tmp_path):
+    for folder in ("b", "a", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.wat").write_text(WAT, encoding="utf-8")
+        name = "other" if folder == "c" else "same"
+        (tmp_path / folder / "manifest.yaml").write_text(
+            f"name: {name}\nbinary: p.wat\nslots: [{folder}.slot]\n", encoding="utf-8"
+        )
+    report = manager.load_plugins_from_dir(tmp_path)
+    assert [plugin.folder.name for plugin in report.loaded] == ["a", "c"]
+    assert list(report.failures) == ["b"]
+    assert "is loaded already, from" in str(report.failures["b"])
+    assert sorted(manager.slots) == ["a.slot", "c.slot"]
+    assert manager.call("a.slot") == 1
+
+
+def test_a_manager_bounds_what_manifests_ask_for(no_leaks, tmp_path):
+    (tmp_path / "p.wat").write_text(WAT, encoding="utf-8")
+
+    def load(wasm, **limits):
+        (tmp_path / "manifest.yaml").write_text(
+            f"name: p\nbinary: p.wat\nwasm: {{{wasm}}}\nslots: [p.slot]\n", encoding="utf-8"
+        )
+        with PluginManager(wasm_limits=WasmLimits(**limits)) as manager:
+            manager.load_plugin(tmp_path)
+            assert manager.call("p.slot") == 1
+
+    load("memory: 1MiB", memory=1 << 20)
+    load("")
+    load("", memory=1 << 20, table=10, stack=1 << 17, fuel=1_000_000, timeout=1.0)
+    for wasm, limits in [
+        ("memory: 2MiB", {"memory": 1 << 20}),
+        ("table: 11", {"table": 10}),
+        ("stack: 256KiB", {"stack": 1 << 17}),
+        ("fuel: 11", {"fuel": 10}),
+        ("timeout: 2s", {"timeout": 1.0}),
+    ]:
+        with pytest.raises(PluginLoadError, match=f"asks for `wasm.{wasm.partition(':')[0]}`"):
+            load(wasm, **limits)
+    with pytest.raises(ValueError, match="memory must be more than 0"):
+        WasmLimits(memory=0)

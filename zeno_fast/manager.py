@@ -42,6 +42,11 @@ logger = logging.getLogger("zeno_fast")
 MANIFEST_NAME = "manifest.yaml"
 HOST_THREADS = 512  # host calls and callbacks of futures at the same time; made as needed
 JOB_THREADS = 32  # processes that start or stop at the same time
+LOAD_THREADS = 8  # plugins that are loaded at the same time
+
+
+# A plugin that is being started.
+_Start = tuple[Manifest, "Future[tuple[Driver, GuestDescription | None]]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,18 +229,7 @@ class PluginManager:
 
         Raises ManifestError or PluginLoadError; nothing of it is left then.
         """
-        manifest = Manifest.load(Path(folder), allow_absolute_binary=self._allow_absolute)
-        for warning in manifest.warnings:
-            logger.warning("%s", warning)
-        with self._lock:
-            self._refuse_if_closed()
-            if manifest.name in self._plugins:
-                raise PluginLoadError(
-                    f"plugin {manifest.name!r} in {manifest.folder} is loaded already, from "
-                    f"{self._plugins[manifest.name].folder}",
-                    plugin=manifest.name,
-                    folder=manifest.folder,
-                )
+        manifest = self._read(Path(folder))
         driver, description = self._start(manifest)
         try:
             with self._lock:
@@ -248,22 +242,70 @@ class PluginManager:
     def load_plugins_from_dir(self, folder: str | os.PathLike[str]) -> LoadReport:
         """Load every plugin folder directly below `folder`; one that fails keeps none from loading.
 
+        They are compiled and started at the same time, and belong to the manager in the order of
+        their folders' names: of two that claim a name or a slot the first has it.
+
         Raises PluginLoadError where `folder` is no directory.
         """
         root = Path(folder)
         if not root.is_dir():
             what = "is not a directory" if root.exists() else "does not exist"
             raise PluginLoadError(f"the plugin directory {root} {what}", folder=root)
+        entries = [entry for entry in sorted(root.iterdir()) if (entry / MANIFEST_NAME).is_file()]
         report = LoadReport()
-        for entry in sorted(root.iterdir()):
-            if not (entry / MANIFEST_NAME).is_file():
-                continue
+        if not entries:
+            return report
+        starts: dict[Path, _Start] = {}
+        with ThreadPoolExecutor(min(len(entries), LOAD_THREADS), "zeno_fast load") as executor:
             try:
-                report.loaded.append(self.load_plugin(entry))
-            except ZenoError as error:
-                report.failures[entry.name] = error
+                for entry in entries:
+                    try:
+                        manifest = self._read(entry)
+                        starts[entry] = manifest, executor.submit(self._start, manifest)
+                    except ZenoError as error:
+                        report.failures[entry.name] = error
+                for entry in [*starts]:
+                    try:
+                        plugin = self._finish(*starts[entry])
+                        del starts[entry]
+                        report.loaded.append(plugin)
+                    except ZenoError as error:
+                        report.failures[entry.name] = error
+            finally:
+                # Left are those that failed, and the rest where an exception ends it all.
+                for _, future in starts.values():
+                    if not future.cancel() and future.exception() is None:
+                        future.result()[0].close()
         self._failures.update(report.failures)
         return report
+
+    def _finish(
+        self, manifest: Manifest, start: Future[tuple[Driver, GuestDescription | None]]
+    ) -> LoadedPlugin:
+        """Take in a plugin once it is started; one that fails is left for the caller to close."""
+        driver, description = start.result()
+        with self._lock:
+            self._refuse_if_closed()
+            return self._register(manifest, driver, description)
+
+    def _read(self, folder: Path) -> Manifest:
+        """Read the manifest of a plugin that is not loaded yet. Raises as `load_plugin` does."""
+        manifest = Manifest.load(folder, allow_absolute_binary=self._allow_absolute)
+        for warning in manifest.warnings:
+            logger.warning("%s", warning)
+        with self._lock:
+            self._refuse_if_closed()
+            self._refuse_if_loaded(manifest)
+        return manifest
+
+    def _refuse_if_loaded(self, manifest: Manifest) -> None:
+        if manifest.name in self._plugins:
+            raise PluginLoadError(
+                f"plugin {manifest.name!r} in {manifest.folder} is loaded already, from "
+                f"{self._plugins[manifest.name].folder}",
+                plugin=manifest.name,
+                folder=manifest.folder,
+            )
 
     def unload_plugin(self, name: str) -> None:
         """End a plugin and forget it. Raises PluginUnavailable where none has that name."""
@@ -475,6 +517,8 @@ class PluginManager:
         replacing: LoadedPlugin | None = None,
     ) -> LoadedPlugin:
         """Make a plugin's slots callable; called with the lock held."""
+        if replacing is None:
+            self._refuse_if_loaded(manifest)  # by now: others may load at the same time
         definitions = _definitions(manifest, description)
         for name in definitions:
             owner = self._routes.get(name)

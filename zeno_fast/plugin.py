@@ -46,6 +46,8 @@ class SlotDefinition:
         inputs: Declared parameters by name; empty where the guest declares none.
         outputs: As the guest declared them.
         idempotent: Whether a call may be repeated after a crash.
+        blocking: Whether a call of a WASM plugin is too long for an event loop's own thread; None
+            where that is to be found out.
     """
 
     name: str
@@ -55,6 +57,7 @@ class SlotDefinition:
     inputs: Mapping[str, InputDefinition] = field(default_factory=lambda: EMPTY)
     outputs: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     idempotent: bool = False
+    blocking: bool | None = None
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ __all__ = ["MalformedSlots", "check_declared", "parse_slots", "read_slots"]
 
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
 
-_SLOT_KEYS = ("name", "description", "example", "inputs", "outputs", "idempotent")
+_SLOT_KEYS = ("name", "description", "example", "inputs", "outputs", "idempotent", "blocking")
 _INPUT_KEYS = ("type", "required", "default", "description")
 # The words for types that calls are checked by, and the JSON type that each means.
 _TYPES = {
@@ -103,7 +103,7 @@ def _slot(raw: Any, name: str | None, plugin: str, path: tuple[str | int, ...]) 
         raw = {}
     if not isinstance(raw, Mapping):
         raise MalformedSlots(f"found {_json(raw)}", path, "a slot with `name` and `inputs`")
-    outputs = raw.get("outputs")
+    outputs, blocking = raw.get("outputs"), raw.get("blocking")
     return SlotDefinition(
         name=_name(raw.get("name") or name, path, "the name of a slot"),
         plugin=plugin,
@@ -112,6 +112,7 @@ def _slot(raw: Any, name: str | None, plugin: str, path: tuple[str | int, ...]) 
         inputs=_inputs(raw.get("inputs"), (*path, "inputs")),
         outputs=MappingProxyType(dict(outputs)) if isinstance(outputs, Mapping) else EMPTY,
         idempotent=_truth(raw.get("idempotent"), (*path, "idempotent")),
+        blocking=_truth(blocking, (*path, "blocking")) if blocking not in (None, "") else None,
     )
 
 

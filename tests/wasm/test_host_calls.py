@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from zeno_fast.errors import PluginCrashed, PluginUnavailable, SlotTimeout
-from zeno_fast.host.context import HostCall
+from zeno_fast.host.context import CURRENT, HostCall
 from zeno_fast.host.functions import HostFunctions, HostRefusal
 from zeno_fast.manifest import Manifest
 from zeno_fast.permissions import Permissions
@@ -39,7 +39,11 @@ class Host(HostFunctions):
         host_call: HostCall,
     ) -> Any:
         self.asked.append((plugin.name, host_call.function, parameters))
-        return self._answer(parameters) if callable(self._answer) else self._answer
+        token = CURRENT.set(host_call)
+        try:
+            return self._answer(parameters) if callable(self._answer) else self._answer
+        finally:
+            CURRENT.reset(token)
 
 
 def asking(function: str, argument: str, *, alloc: str = ALLOC) -> str:

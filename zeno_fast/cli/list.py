@@ -90,6 +90,7 @@ def slot_data(slot: SlotDefinition) -> dict[str, Any]:
         },
         "outputs": dict(slot.outputs),
         "idempotent": slot.idempotent,
+        "blocking": slot.blocking,
     }
 
 

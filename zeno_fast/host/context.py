@@ -20,7 +20,8 @@ class HostCall:
         deadline_ns: When the call that the guest works on expires, on the clock of
             `time.monotonic_ns`; None where it is not known.
         outer: The host call in which that call was made, or None.
-        channel: To the process that waits for this, or None.
+        channel: What the guest belongs to that waits for this: the channel to a sidecar's
+            process, a WASM plugin's instances, or None.
     """
 
     plugin: str

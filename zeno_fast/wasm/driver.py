@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from zeno_fast.manifest import Manifest
 
 
+INNER_THREADS = 512  # made as needed
+
+
 class WasmDriver:
     """Makes the slots of one WASM plugin callable; safe from any thread.
 
@@ -57,7 +60,7 @@ class WasmDriver:
         # Reentrant: the garbage collector may close a forgotten manager at any moment.
         self._lock = threading.RLock()
         self._pool: InstancePool | None = None
-        self._executor: ThreadPoolExecutor | None = None
+        self._executors: dict[str, ThreadPoolExecutor] = {}
         self._closed = False
 
     @property
@@ -75,10 +78,12 @@ class WasmDriver:
         manifest = self._manifest
         program = compile_program(manifest, self._options, self._code)
         self._code = b""
-        maker = GuestMaker(program, HostCalls(manifest, self._host))
+        host_calls = HostCalls(manifest, self._host)
+        maker = GuestMaker(program, host_calls)
         self.public = maker.public
         limit = manifest.wasm.instances or _processors()
         pool = InstancePool(maker, program.failures, limit, manifest.wasm.fresh)
+        host_calls.pool = pool
         with self._lock:
             if self._closed:
                 raise self._unavailable()
@@ -114,14 +119,25 @@ class WasmDriver:
 
         Raises PluginUnavailable after `close`.
         """
+        return self._executor_of("", self.pool.limit)
+
+    def inner_executor(self) -> ThreadPoolExecutor:
+        """Return the threads for what host functions submit, which others may wait for.
+
+        Raises PluginUnavailable after `close`.
+        """
+        return self._executor_of("-inner", INNER_THREADS)
+
+    def _executor_of(self, suffix: str, nthreads: int) -> ThreadPoolExecutor:
         with self._lock:
             if self._closed:
                 raise self._unavailable()
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(
-                    self.pool.limit, thread_name_prefix=f"zeno-{self._manifest.name}"
+            executor = self._executors.get(suffix)
+            if executor is None:
+                executor = self._executors[suffix] = ThreadPoolExecutor(
+                    nthreads, thread_name_prefix=f"zeno-{self._manifest.name}{suffix}"
                 )
-            return self._executor
+            return executor
 
     def status(self) -> dict[str, Any]:
         """Say how the guest does, in values that JSON can carry."""
@@ -146,8 +162,8 @@ class WasmDriver:
         if self._pool is not None:
             self._pool.close()
         with self._lock:
-            executor, self._executor = self._executor, None
-        if executor is not None:
+            executors, self._executors = self._executors, {}
+        for executor in executors.values():
             # Calls that were not begun fail in these threads, which may be the one that closes.
             executor.shutdown(wait=False)
 

@@ -28,6 +28,7 @@ class HostCalls:
 
     Attributes:
         is_logged: Whether messages of a level go to the log.
+        pool: The instances of the plugin, set once they are there.
     """
 
     def __init__(self, manifest: Manifest, host: HostFunctions) -> None:
@@ -35,6 +36,7 @@ class HostCalls:
         self._host = host
         self._logger = plugin_logger(manifest.name)
         self.is_logged = self._logger.isEnabledFor
+        self.pool: object = None
         self._reads_scope = "read" in manifest.permissions.scope
 
     def level(self, name: bytes) -> int:
@@ -107,7 +109,9 @@ class HostCalls:
             if not isinstance(parameters, dict):
                 raise HostRefusal(f"{name}: the parameters are not an object")
         function = name.removeprefix("host_")
-        host_call = HostCall(self._manifest.name, function, deadline_ns, current_host_call())
+        host_call = HostCall(
+            self._manifest.name, function, deadline_ns, current_host_call(), self.pool
+        )
         return self._host.call(self._manifest, parameters, scope, host_call)
 
 

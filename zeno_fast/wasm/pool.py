@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from zeno_fast import _wasmtime
 from zeno_fast.errors import PluginUnavailable, SlotTimeout, ZenoError
+from zeno_fast.host.context import HostCall, current_host_call
 from zeno_fast.plugin import GuestDescription
 from zeno_fast.wasm.failures import Failures
 from zeno_fast.wasm.guest import Guest
@@ -85,8 +86,7 @@ class InstancePool:
             if self._count < self.limit:
                 self._count += 1
             else:
-                if any(guest.owner == threading.get_ident() for guest in self._guests):
-                    raise self._failures.reentered(slot, self.limit)
+                self.refuse_waiting_for_itself(slot, current_host_call())
                 waiter = _Waiter()
                 self._waiters.append(waiter)
                 self.attention.append(waiter)
@@ -106,6 +106,15 @@ class InstancePool:
             if _wasmtime.now_ns() >= deadline:
                 raise self._failures.timed_out("a fresh instance", slot, seconds) from error
             raise self._failures.not_started(slot, error) from error
+
+    def refuse_waiting_for_itself(self, slot: str, within: HostCall | None) -> None:
+        """Raise PluginUnavailable where all instances wait for the host call that is named."""
+        held = 0
+        while within is not None:
+            held += within.channel is self
+            within = within.outer
+        if held >= self.limit:
+            raise self._failures.reentered(slot, self.limit)
 
     def expired(self, slot: str, seconds: float) -> SlotTimeout:
         """Return the exception for a call whose deadline passed before it was begun."""

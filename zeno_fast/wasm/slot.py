@@ -7,18 +7,21 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from zeno_fast import _wasm, _wasmtime
 from zeno_fast.driver import Parameters, Scope
 from zeno_fast.errors import ZenoError
+from zeno_fast.host.context import current_host_call
 from zeno_fast.plugin import SlotDefinition
 from zeno_fast.stream import Stream, WholeStream
+from zeno_fast.wasm.pace import SHORT_NS, Pace
 
 if TYPE_CHECKING:
     from zeno_fast.wasm.driver import WasmDriver
 
-SHORT_NS = 100_000  # calls below it cost less than handing them to another thread
+MOST_IN_LOOP = 65536  # bytes of parameters that a loop's own thread deals with
 WINDOW = 4  # calls that `map` keeps under way, for each instance
 
 
@@ -28,6 +31,7 @@ class WasmSlot(_wasm.Slot):
     def __init__(self, definition: SlotDefinition, driver: WasmDriver) -> None:
         super().__init__(definition, driver.pool, driver.timeout, not driver.public)
         self._driver = driver
+        self._pace = Pace(definition.blocking)
 
     def submit(
         self, parameters: Parameters | None, timeout: float | None, scope: Scope | None
@@ -43,7 +47,15 @@ class WasmSlot(_wasm.Slot):
 
     def _submit(self, text: bytes, seconds: float, scope: Scope | None) -> Future[Any]:
         deadline = _wasmtime.deadline_ns(seconds)
-        return self._driver.executor().submit(self.call_encoded, text, deadline, seconds, scope)
+        within = current_host_call()
+        if within is None:
+            return self._driver.executor().submit(self._timed, text, deadline, seconds, scope)
+        self._driver.pool.refuse_waiting_for_itself(self.definition.name, within)
+        # Not behind others: those may wait for this one. And whom it calls has to know, too.
+        context = copy_context()
+        return self._driver.inner_executor().submit(
+            context.run, self._timed, text, deadline, seconds, scope
+        )
 
     def map(
         self, many: Iterable[Parameters], timeout: float | None, scope: Scope | None
@@ -90,5 +102,24 @@ class WasmSlot(_wasm.Slot):
     async def call_async(
         self, parameters: Parameters | None, timeout: float | None, scope: Scope | None
     ) -> Any:
-        """Call the slot in a thread; a call that is cancelled before it began is never made."""
-        return await asyncio.wrap_future(self.submit(parameters, timeout, scope))
+        """Call the slot: here, where its calls are known to be short, else in a thread.
+
+        A call that is cancelled before it began is never made.
+        """
+        seconds = self._driver.timeout if timeout is None else timeout
+        text = self.encode(parameters)
+        if not (self._pace.is_short and self._driver.pool.idle and len(text) <= MOST_IN_LOOP):
+            return await asyncio.wrap_future(self._submit(text, seconds, scope))
+        if self._pace.turn_is_due():
+            await asyncio.sleep(0)
+        return self._timed(text, _wasmtime.deadline_ns(seconds), seconds, scope, True)
+
+    def _timed(
+        self, text: bytes, deadline: int, seconds: float, scope: Scope | None, in_loop: bool = False
+    ) -> Any:
+        """Call the slot and learn how long that takes."""
+        begun = time.perf_counter_ns()
+        try:
+            return self.call_encoded(text, deadline, seconds, scope)
+        finally:
+            self._pace.note(time.perf_counter_ns() - begun, in_loop)
