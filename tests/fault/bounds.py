@@ -39,6 +39,12 @@ def watch_memory() -> Callable[[], int]:
     return lambda: _memory("VmHWM") - before
 
 
+def resident() -> int:
+    """Return the bytes of memory that the host takes now."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is not taken
+    return _memory("VmRSS")
+
+
 def _memory(name: str) -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii")
     found = re.search(rf"{name}:\s+(\d+) kB", status)

@@ -1,11 +1,13 @@
-"""Guests of both styles, a healthy plugin beside the one at fault, and a host whose calls fail."""
+"""Guests of all kinds, a healthy plugin beside the one at fault, and a host whose calls fail."""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
+import tempfile
 import textwrap
 import threading
 import time
@@ -15,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wasmtime
+from wasm.conftest import ALLOC, data, module
 
-from zeno_fast import PluginManager
+from zeno_fast import LoadedPlugin, PluginManager
+from zeno_fast.wasm import ticks
 
 Load = Callable[..., None]
 MakePlugin = Callable[..., Path]
+LoadWasm = Callable[..., LoadedPlugin]
 RunPython = Callable[[str], "subprocess.CompletedProcess[str]"]
 # Seconds for one call of the healthy plugin; some milliseconds are usual. With a sanitizer the copy
 # of a large message, which holds the interpreter, takes several times as long.
@@ -136,11 +142,12 @@ class Healthy:
     whoever holds up the manager's threads is found out, too.
     """
 
-    def __init__(self, manager: PluginManager) -> None:
+    def __init__(self, manager: PluginManager, wrap: Callable[[Any], Any] = lambda n: n) -> None:
         self.served = 0
         self.slowest = 0.0
         self.failures: list[str] = []
         self._manager = manager
+        self._wrap = wrap  # what the guest makes of its parameters
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="healthy caller")
         self._thread.start()
@@ -151,16 +158,16 @@ class Healthy:
         began = time.monotonic()
         try:
             if self.served % 2:
-                got = self._manager.call("healthy", sent, timeout=30)
+                got = self._manager.call("healthy", sent, timeout=30, scope={"n": sent})
             else:
-                future = self._manager.submit("healthy", sent, timeout=30)
+                future = self._manager.submit("healthy", sent, timeout=30, scope={"n": sent})
                 wait([future], 40)  # unlike `result`, it leaves the reading to the monitor
                 got = future.result(0)
         except Exception as error:  # noqa: BLE001 - it is reported by the thread that checks
             self.failures.append(repr(error))
             return
         self.slowest = max(self.slowest, time.monotonic() - began)
-        if got != sent:
+        if got != self._wrap(sent):
             self.failures.append(f"sent {sent}, got {got}")
         self.served += 1
 
@@ -184,6 +191,93 @@ def healthy(manager: PluginManager, make_plugin: Callable[..., Path]) -> Iterato
     manager.set_host_callback("healthy_host_function", lambda parameters: parameters)
     manager.load_plugin(make_plugin(HEALTHY, name="healthy"))
     healthy = Healthy(manager)
+    yield healthy
+    healthy.finish()
+
+
+@pytest.fixture(scope="session")
+def parked_soon() -> Iterator[None]:
+    """Have the public API's clock end as soon as it is idle: every test waits for its thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ticks, "PARK_AFTER_NS", 5_000_000)
+        yield
+
+
+@pytest.fixture(params=["direct", "public"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, parked_soon: None) -> str:
+    """Run the test with WASM guests called directly, and through the package's public API."""
+    monkeypatch.setenv("ZENO_FAST_WASM", request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test that leaves a temporary file behind."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield
+    assert not os.listdir(folder)
+
+
+@pytest.fixture
+def make_wasm(tmp_path: Path) -> MakePlugin:
+    """Make the folder of a WASM plugin; options are those of the manifest's `wasm`."""
+
+    def make(
+        code: str | bytes,
+        *,
+        name: str = "hostile",
+        slots: tuple[str, ...] = ("run",),
+        permissions: dict[str, list[str]] | None = None,
+        **options: Any,
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        if isinstance(code, str):
+            code = bytes(wasmtime.wat2wasm(code))
+        (folder / "plugin.wasm").write_bytes(code)
+        manifest = {
+            "name": name,
+            "version": "1.0.0",
+            "binary": "plugin.wasm",
+            "slots": [{"name": slot} for slot in slots],
+            "permissions": permissions or {},
+            "wasm": options,
+        }
+        (folder / "manifest.yaml").write_text(json.dumps(manifest), encoding="utf-8")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def load_wasm(
+    no_temporary_files: None, manager: PluginManager, way: str, make_wasm: MakePlugin
+) -> LoadWasm:
+    """Load a WASM plugin that `make_wasm` makes."""
+
+    def load(code: str | bytes, **rest: Any) -> LoadedPlugin:
+        return manager.load_plugin(make_wasm(code, **rest))
+
+    return load
+
+
+# Answers with what it finds in its scope: every call takes memory, and asks the host.
+HEALTHY_WASM = module(
+    "(call $ask (i32.const 4000) (i32.const 1))",
+    data(4000, "n"),
+    imports='(import "env" "host_scope_get" (func $ask (param i32 i32) (result i32)))',
+    alloc=ALLOC,
+)
+
+
+@pytest.fixture
+def healthy_wasm(manager: PluginManager, load_wasm: LoadWasm) -> Iterator[Healthy]:
+    """A healthy WASM plugin in the same manager; fails the test that does not let it be served."""
+    load_wasm(HEALTHY_WASM, name="healthy", slots=("healthy",), permissions={"scope": ["read"]})
+    healthy = Healthy(manager, lambda n: {"value": n})
     yield healthy
     healthy.finish()
 
