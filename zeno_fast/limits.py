@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from zeno_fast.manifest import Manifest, WasmOptions
 
 MEMORY = 256 << 20  # bytes
-TABLE = 1_000_000  # elements
+TABLE = 100_000  # elements
 STACK = 512 << 10  # bytes
+STACK_MARGIN = 128 << 10  # bytes that the library, and host functions in Python, take beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class WasmLimits:
 
     Attributes:
         memory: Bytes of an instance's linear memory; usually 256 MiB.
-        table: Elements of each of an instance's tables; usually a million.
+        table: Elements of each of an instance's tables; usually 100,000.
         stack: Bytes of machine stack that a guest's calls may nest; usually 512 KiB.
         fuel: Instructions of one call, as wasmtime counts them; usually without a bound.
         timeout: Seconds of one call, where its caller does not say; usually the manager's.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MAX_LINE = 8192  # bytes of one line that are kept
 TAIL_LINES = 20
 BURST = 500  # lines at once, and
+MOST_LINES = 4096  # in one go: of more only the first and the last are looked at
 RATE = 200.0  # lines a second after that; the rest is counted
 
 LEVEL = re.compile(
@@ -57,11 +58,20 @@ class GuestLog:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the stream, cut anywhere."""
+        if len(data) > MOST_LINES and data.count(b"\n") > MOST_LINES:
+            data = self._thin(data)
         *lines, rest = data.split(b"\n")
         for line in lines:
             self.line(self._partial + line)
             self._partial = b""
         self._partial = (self._partial + rest)[: MAX_LINE + 1]
+
+    def _thin(self, data: bytes) -> bytes:
+        """Count what is too much to be logged, and leave the first lines of it and the last."""
+        *first, rest = data.split(b"\n", BURST)
+        end = max(0, rest.rfind(b"\n", 0, max(0, len(rest) - MAX_LINE)))
+        self._suppressed += rest.count(b"\n", 0, end)
+        return b"\n".join((*first, rest[end:].removeprefix(b"\n")))
 
     def take(self, output: GuestOutput, number: int) -> None:
         """Take what one of a guest's streams has printed meanwhile: 0 is stdout, 1 stderr."""

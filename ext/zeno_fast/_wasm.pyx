@@ -23,13 +23,14 @@ import orjson
 
 from zeno_fast.errors import PluginCrashed, ProtocolError, UsageError
 from zeno_fast.log import GuestLog
+from zeno_fast.wasm.engine import MOST_TABLES
 from zeno_fast.wasm.imports import PROTOCOL, SYSTEM
 
 cdef extern from "zeno_json.h":
     size_t zj_value_end(const char *p, size_t n) nogil
 
 cdef extern from "zeno_stack.h" nogil:
-    size_t zs_stack_left()
+    size_t zs_stack_left() noexcept
 
 # A copy: another module's struct is reached by a pointer, which made small calls 3 % slower.
 cdef Library lib = loaded_lib
@@ -82,7 +83,6 @@ cdef void *_answer(size_t index, void *context, void *caller, Value *values) noe
 
 
 cdef enum:
-    STACK_MARGIN = 131072  # bytes of stack for the library, and for host functions in Python
     SMALL = 2048  # answers below it are copied, and the request freed, before the GIL is back
 
 cdef enum Outcome:
@@ -108,6 +108,11 @@ cdef object _loads_prefix(const char *text, size_t nbytes):
         if end == 0 or end == nbytes:
             raise
         return decode(text, end)
+
+
+def stack_left():
+    """Return how many bytes of the calling thread's stack are left."""
+    return zs_stack_left()
 
 
 def loads_prefix(bytes text):
@@ -154,6 +159,7 @@ cdef class Guest:
     cdef Func _alloc, _execute, _free
     cdef Memory _memory
     cdef bint _linked, _frees, _packed
+    cdef bint _asked  # whether the guest has called the host since its call began
     cdef uint64_t _fuel, _bound
     cdef size_t _stack
     cdef void *_trap
@@ -191,7 +197,7 @@ cdef class Guest:
             wasi = lib.wasi_new()  # no files, no environment, no arguments
         self._store = lib.store_new(<void *> engine_address, <void *> self, NULL)
         self._context = lib.store_context(self._store)
-        lib.store_limiter(self._store, program.memory, program.table, 1, -1, 1)
+        lib.store_limiter(self._store, program.memory, program.table, 1, MOST_TABLES, 1)
         error = lib.set_wasi(self._context, wasi)
         if error is not NULL:
             lib.error_delete(error)
@@ -325,8 +331,9 @@ cdef class Guest:
             raise self._failures.closed()
         if self._output is not None:
             self._program.world.check_process()
-        if zs_stack_left() < self._stack + STACK_MARGIN:
-            raise self._failures.no_stack(zs_stack_left(), STACK_MARGIN)
+        if zs_stack_left() < self._stack:
+            raise self._failures.no_stack(zs_stack_left())
+        self._asked = False
         if self._fuel:
             lib.set_fuel(self._context, self._fuel)
         cdef long thread = PyThread_get_thread_ident()
@@ -357,8 +364,12 @@ cdef class Guest:
             self._scope = scope
             with nogil:
                 outcome = self._exchange(slot, parameters, nparameters)
+            if outcome == TRAPPED or outcome == ALLOC_TRAPPED:
+                self.broken = True
             if self._output is not None:
                 self._log_output()
+            if self._asked and outcome == ANSWERED and now_ns() >= deadline:
+                raise self._failures.timed_out(f"slot {slot.name!r}", slot.name, seconds)
             if outcome != ANSWERED or self._watch.raised is not None:
                 raise self._outcome(outcome, slot.name, seconds, nparameters)
             self.served += 1
@@ -461,6 +472,8 @@ cdef class Guest:
         return 0
 
     cdef int _check(self, str what) except -1:
+        if self._error is not NULL or self._trap is not NULL:
+            self.broken = True
         if self._output is not None:
             self._log_output()
         if self._error is not NULL or self._trap is not NULL or self._watch.raised is not None:
@@ -505,6 +518,7 @@ cdef class Guest:
         """Answer a host function; return the trap that `alloc` ended with, if it did."""
         cdef str function
         cdef Extern found
+        self._asked = True
         if self._output is not None:
             self._log_output()  # in the order in which it was printed
         if not self._linked:  # the module's start section runs: ask for the caller's exports

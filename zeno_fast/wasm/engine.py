@@ -17,6 +17,8 @@ log = logging.getLogger("zeno_fast.wasm")
 FIRST_PROCESS = os.getpid()
 POOLED_INSTANCES = 256  # of all plugins together; reserves addresses, and no memory
 POOLED_TABLE_ELEMENTS = 1_000_000
+MOST_TABLES = 10  # of an instance
+MOST_INSTANCE_NBYTES = 16 << 20  # of what the library itself keeps of an instance
 KEPT_RESIDENT = 1 << 20  # bytes of a used memory that are cleared instead of given back
 
 
@@ -89,7 +91,9 @@ def _pooled(config: wasmtime.Config) -> wasmtime.Config:
         for name, value in (
             ("total_core_instances", POOLED_INSTANCES),
             ("total_memories", POOLED_INSTANCES),
-            ("total_tables", POOLED_INSTANCES),
+            ("total_tables", POOLED_INSTANCES * MOST_TABLES),
+            ("max_tables_per_module", MOST_TABLES),
+            ("max_core_instance_size", MOST_INSTANCE_NBYTES),
             ("table_elements", POOLED_TABLE_ELEMENTS),
             ("max_memory_size", 1 << 32),
             ("linear_memory_keep_resident", KEPT_RESIDENT),

@@ -12,6 +12,7 @@ from zeno_fast.errors import (
     UsageError,
     ZenoError,
 )
+from zeno_fast.limits import STACK_MARGIN
 from zeno_fast.log import GuestLog, plugin_logger
 
 if TYPE_CHECKING:
@@ -137,12 +138,12 @@ class Failures:
             plugin=self.plugin,
         )
 
-    def no_stack(self, left: int, margin: int) -> UsageError:
+    def no_stack(self, left: int) -> UsageError:
         """Refuse a call in a thread in which the guest could overrun the stack."""
         return UsageError(
             f"plugin {self.plugin!r} was called in a thread with {left} bytes of stack left, and a "
-            f"guest may take {self._limits.stack} of it, the host {margin} more; call it in a "
-            "thread with a larger stack (threading.stack_size), or lower `wasm.stack` in the "
+            f"guest may take {self._limits.stack} of it, the host {STACK_MARGIN} more; call it in "
+            "a thread with a larger stack (threading.stack_size), or lower `wasm.stack` in the "
             "manifest",
             plugin=self.plugin,
         )

@@ -11,12 +11,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import wasmtime
-from wasmtime import ExportType, FuncType, MemoryType, WasmtimeError
+from wasmtime import WasmtimeError
 
 from zeno_fast.errors import PluginLoadError
-from zeno_fast.wasm.engine import POOLED_TABLE_ELEMENTS, Engine, EngineOptions, shared_engine
+from zeno_fast.limits import STACK_MARGIN
+from zeno_fast.wasm.engine import (
+    MOST_TABLES,
+    POOLED_TABLE_ELEMENTS,
+    Engine,
+    EngineOptions,
+    shared_engine,
+)
 from zeno_fast.wasm.failures import Failures
 from zeno_fast.wasm.imports import HostFunction, host_functions
+from zeno_fast.wasm.signatures import (
+    IS_64,
+    PAGE,
+    SHARED,
+    Bounds,
+    Interface,
+    Item,
+    Signature,
+    read_interface,
+)
 from zeno_fast.wasm.world import World
 
 if TYPE_CHECKING:
@@ -50,7 +67,7 @@ class Program:
         packed: Names of those that return where and how long their answer is, as one i64.
         memory: Bound of an instance's linear memory, in bytes.
         table: Bound of the elements of each of its tables.
-        stack: Bytes of the calling thread's stack that it may use.
+        stack: Bytes that the calling thread's stack must have left.
         fuel: Bound of the instructions of one call, or None.
         world: What it sees of the machine.
     """
@@ -110,8 +127,13 @@ def compile_program(manifest: Manifest, options: WasmOptions, code: bytes) -> Pr
             module = engine.compile(code)
     except WasmtimeError as error:
         raise _refusal(manifest, f"cannot be compiled: {error}") from error
-    exports = {export.name: export for export in module.exports}
-    problems = [*_check_imports(engine.engine, module), *_check_exports(exports)]
+    interface = read_interface(code)
+    exports = interface.exports
+    problems = [
+        *_check_exports(exports),
+        *_check_limits(interface, options),
+        *_check_imports(engine.engine, module, interface),
+    ]
     if problems:
         raise _refusal(manifest, "is no plugin: " + "; ".join(problems))
     known = {*REQUIRED, *OPTIONAL, "plugin_cleanup", "free"} & set(exports)
@@ -124,10 +146,10 @@ def compile_program(manifest: Manifest, options: WasmOptions, code: bytes) -> Pr
         engine=engine,
         module=module,
         exports=frozenset(known),
-        packed=frozenset(item for item in known if _results(exports[item]) == [I64]),
+        packed=frozenset(name for name in known if _has_results(exports[name], I64)),
         memory=options.memory,
         table=options.table,
-        stack=options.stack,
+        stack=options.stack + STACK_MARGIN,
         fuel=options.fuel,
         world=World.of(manifest),
         failures=Failures(name, options),
@@ -191,40 +213,74 @@ def _assemble(manifest: Manifest, text: bytes) -> bytes:
         raise _refusal(manifest, f"is not WASM's text format: {error}") from error
 
 
-def _check_imports(engine: wasmtime.Engine, module: wasmtime.Module) -> list[str]:
-    """List the imports that the host does not have, or has with other parameters."""
+def _check_imports(
+    engine: wasmtime.Engine, module: wasmtime.Module, interface: Interface
+) -> list[str]:
+    """List the imports that the host does not have, or has with another type."""
     ours = {(own.module, own.name): own for own in host_functions(False)}
     linker = new_linker(engine)
     store = wasmtime.Store(engine)
     unknown, wrong = [], []
-    for item in module.imports:
-        name = f"{item.module}.{item.name}"
-        own = ours.get((item.module, item.name or ""))
+    for where, name, item in interface.imports:
+        own = ours.get((where, name))
         if own is not None:
             if not _has_type(item, [I32] * own.nparameters, [I32] if own.returns else []):
-                wrong.append(name)
+                wrong.append(f"{where}.{name}")
             continue
         try:
-            linker.get(store, item.module, item.name or "")
+            linker.get(store, where, name)
         except WasmtimeError:
-            unknown.append(name)
+            unknown.append(f"{where}.{name}")
     problems = []
     if unknown:
         problems.append(f"it imports what the host does not have: {', '.join(unknown)}")
     if wrong:
         problems.append(f"it imports with a wrong signature: {', '.join(wrong)}")
+    if not problems:
+        try:
+            for own in ours.values():
+                linker.define_func(own.module, own.name, own.type(), _never_called)
+            linker.instantiate_pre(module).close()
+        except WasmtimeError as error:  # a part of the library's WASI, wanted as something else
+            problems.append(f"it imports with a wrong signature: {error}")
+    linker.close()
     return problems
 
 
-def _check_exports(exports: dict[str, ExportType]) -> list[str]:
+def _never_called(*_: int) -> int:
+    raise AssertionError
+
+
+def _check_limits(interface: Interface, options: WasmOptions) -> list[str]:
+    """List what the module wants at its start, and may not have."""
+    problems = []
+    for memory in interface.memories:
+        nbytes = memory.least * PAGE
+        if options.memory is not None and nbytes > options.memory:
+            problems.append(
+                f"it needs {nbytes} bytes of memory from the start, and may have {options.memory} "
+                "(see `wasm.memory` in the manifest)"
+            )
+    for table in interface.tables:
+        if options.table is not None and table.least > options.table:
+            problems.append(
+                f"it needs a table of {table.least} elements from the start, and may have "
+                f"{options.table} (see `wasm.table` in the manifest)"
+            )
+    if len(interface.tables) > MOST_TABLES:
+        problems.append(f"it has {len(interface.tables)} tables, and may have {MOST_TABLES}")
+    return problems
+
+
+def _check_exports(exports: dict[str, Item]) -> list[str]:
     """List the exports that are missing, or are not what the protocol says."""
     missing = [name for name in ("memory", *REQUIRED) if name not in exports]
     wrong = []
     memory = exports.get("memory")
-    if memory is not None:
-        kind = memory.type
-        if not isinstance(kind, MemoryType) or kind.is_64 or kind.is_shared:
-            wrong.append("memory (must be a 32-bit memory of its own)")
+    if memory is not None and (
+        not isinstance(memory.type, Bounds) or memory.type.flags & (IS_64 | SHARED)
+    ):
+        wrong.append("memory (must be a 32-bit memory of its own)")
     for name, (parameters, results) in {**REQUIRED, **OPTIONAL}.items():
         if name in exports and not _has_type(exports[name], parameters, results):
             wrong.append(f"{name} (must be {_signature(parameters, results)})")
@@ -236,25 +292,21 @@ def _check_exports(exports: dict[str, ExportType]) -> list[str]:
     return problems
 
 
-def _has_type(
-    item: ExportType | wasmtime.ImportType, parameters: list[str], results: list[str] | None = None
-) -> bool:
+def _has_type(item: Item, parameters: list[str], results: list[str] | None = None) -> bool:
     """Tell whether an import or export is such a function.
 
     Args:
         results: What it may return, each for itself; empty for nothing, None for any or nothing.
     """
-    kind = item.type
-    if not isinstance(kind, FuncType):
+    if not isinstance(item.type, Signature):
         return False
-    found = _results(item)
+    found = item.type.results
     fits = len(found) <= 1 if results is None else "".join(found) in (results or [""])
-    return fits and [str(value) for value in kind.params] == parameters
+    return fits and list(item.type.parameters) == parameters
 
 
-def _results(item: ExportType | wasmtime.ImportType) -> list[str]:
-    kind = item.type
-    return [str(value) for value in kind.results] if isinstance(kind, FuncType) else []
+def _has_results(item: Item, *results: str) -> bool:
+    return isinstance(item.type, Signature) and item.type.results == results
 
 
 def _signature(parameters: list[str], results: list[str]) -> str:

@@ -17,6 +17,7 @@ from wasmtime import ExitTrap, Trap, TrapCode, WasmtimeError
 from zeno_fast import _wasm, _wasmtime
 from zeno_fast.errors import ProtocolError, ZenoError
 from zeno_fast.log import GuestLog
+from zeno_fast.wasm.engine import MOST_TABLES
 from zeno_fast.wasm.hostcalls import HostCalls
 from zeno_fast.wasm.imports import PROTOCOL, SYSTEM, HostFunction
 from zeno_fast.wasm.program import Program, new_linker
@@ -49,14 +50,17 @@ class PublicGuest:
         # What a host function or a stream raised; the package would keep it in a global.
         self._raised: BaseException | None = None
         self._caller: wasmtime.Caller | None = None  # while a host function runs
+        # What runs, in which slot, within how many seconds; for what fails in a host call.
+        self._call: tuple[str, str | None, float] = ("", None, 0.0)
         self._bound = 0
         self.deadline = 0
         self._functions: dict[str, wasmtime.Func] = {}
         self._memory: wasmtime.Memory | None = None
         self._store = wasmtime.Store(program.engine.engine)
         self._store.set_limits(
-            memory_size=program.memory, table_elements=program.table, instances=1, memories=1
-        )
+            memory_size=program.memory, table_elements=program.table, instances=1, memories=1,
+            tables=MOST_TABLES,
+        )  # fmt: skip
         wasi, self._output = program.world.new_wasi()
         self._store.set_wasi(wasi)
         self._linker = new_linker(program.engine.engine)
@@ -207,31 +211,35 @@ class PublicGuest:
         if self.broken or self.interrupted:
             raise self._failures.closed(slot)
         self._program.world.check_process()
+        if _wasm.stack_left() < self._program.stack:
+            raise self._failures.no_stack(_wasm.stack_left())
         self.owner = threading.get_ident()
         self.deadline = deadline
-        result = failure = None
+        self._call = what, slot, seconds
+        result = trap = None
         try:
             if self._program.fuel:
                 self._store.set_fuel(self._program.fuel)
             with self._ticks.limit(self._store, deadline):
-                try:
-                    result = call()
-                finally:
-                    self._log_output()
+                result = call()
         except (Trap, WasmtimeError) as error:
-            if not (may_exit and isinstance(error, ExitTrap) and error.code == 0):
-                failure = self._explain(error, what, slot, seconds)
-            # It refers to itself, and would keep the whole module in memory for as long.
-            error.close()
+            trap = error
         finally:
             self.owner = 0
         raised, self._raised = self._raised, None
-        if raised is not None:
-            self.broken = True
-            raise raised
-        if failure is not None:
-            self.broken = True
-            raise failure
+        exited = may_exit and isinstance(trap, ExitTrap) and trap.code == 0 and raised is None
+        self.broken = raised is not None or (trap is not None and not exited)
+        try:
+            self._log_output()
+            if isinstance(raised, ProtocolError):
+                raised = self._failures.crashed(what, slot, str(raised), self.streams[1])
+            if raised is not None:
+                raise raised
+            if trap is not None and not exited:
+                raise self._explain(trap, what, slot, seconds)
+        finally:
+            if trap is not None:
+                trap.close()  # it refers to itself, and would keep the module in memory as long
         # Ticks are coarse: it may have ended before the next one.
         if _wasmtime.now_ns() >= deadline:
             raise self._failures.timed_out(what, slot, seconds)
@@ -304,8 +312,8 @@ class PublicGuest:
     def _define(self, me: weakref.ref[PublicGuest], function: HostFunction) -> None:
         def answer(caller: wasmtime.Caller, *values: int) -> int | None:
             guest = me()
-            if guest is None:
-                return 0
+            if guest is None or guest._raised is not None:  # it is to end, at its next step
+                return 0 if function.returns else None
             guest._caller = caller
             try:
                 return guest._serve(function, [value & 0xFFFFFFFF for value in values])
@@ -321,8 +329,6 @@ class PublicGuest:
 
     def _stop(self, error: BaseException) -> None:
         """Keep an exception and let the guest trap at its next step."""
-        if isinstance(error, ProtocolError):
-            error = self._failures.crashed("a host call", None, str(error), self.streams[1])
         self._raised = error
         self._store.set_epoch_deadline(0)
 
@@ -340,7 +346,7 @@ class PublicGuest:
         answer = self._host_calls.answer(name, first, self._scope, self.deadline)
         if isinstance(answer, bool):
             return int(answer)
-        address = self._allocate_for(name, len(answer) + 1)
+        address = self._allocate_for(len(answer) + 1)
         if address != 0:
             self.write(address, answer + b"\0")
         return _signed(address)
@@ -352,7 +358,7 @@ class PublicGuest:
         except ProtocolError as error:
             raise ProtocolError(f"{name} was called with nonsense: {error}") from None
 
-    def _allocate_for(self, name: str, nbytes: int) -> int:
+    def _allocate_for(self, nbytes: int) -> int:
         """Take memory from the guest while it waits for a host function."""
         caller, _ = self._calling()
         alloc = caller.get("alloc")
@@ -361,7 +367,7 @@ class PublicGuest:
         try:
             return int(alloc(caller, nbytes)) & 0xFFFFFFFF
         except (Trap, WasmtimeError) as error:
-            failure = self._explain(error, f"alloc for {name}", None, 0.0)
+            failure = self._explain(error, *self._call)
             error.close()  # see `_enter`
         raise failure
 

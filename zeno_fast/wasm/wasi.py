@@ -11,6 +11,7 @@ import time
 from typing import Protocol
 
 from zeno_fast import _wasmtime
+from zeno_fast.errors import ProtocolError
 from zeno_fast.log import GuestLog
 
 MODULE = "wasi_snapshot_preview1"
@@ -23,7 +24,10 @@ CLOCK_TAG, READ_TAG, WRITE_TAG = 0, 1, 2
 REALTIME = 0
 ABSOLUTE = 1
 HANGUP = 1
-MOST_PARTS = 1024  # that a host does in one go, as of any writev
+# What is done in one go: while the host works no deadline ends the guest.
+MOST_PARTS = 1024
+MOST_BYTES = 1 << 20
+MOST_SUBSCRIPTIONS = 4096
 NAP_NS = 20_000_000  # how long a sleeping guest may take to notice that it was closed
 
 
@@ -57,9 +61,13 @@ def fd_write(guest: Caller, fd: int, parts: int, nparts: int, written: int) -> i
         return EBADF
     nbytes = 0
     for address, size in IOVEC.iter_unpack(guest.read(parts, 8 * min(nparts, MOST_PARTS))):
-        guest.streams[fd - 1].feed(guest.read(address, size))
-        nbytes += size
-    guest.write(written, struct.pack("<I", nbytes & 0xFFFFFFFF))
+        # The rest the guest writes next, as after any write that took only a part.
+        taken = min(size, MOST_BYTES - nbytes)
+        guest.streams[fd - 1].feed(guest.read(address, taken))
+        nbytes += taken
+        if taken < size:
+            break
+    guest.write(written, struct.pack("<I", nbytes))
     return SUCCESS
 
 
@@ -67,6 +75,8 @@ def poll_oneoff(guest: Caller, subscriptions: int, events: int, count: int, read
     """Wait for the first of some moments, but not beyond the call's deadline."""
     if count == 0:
         return EINVAL
+    if count > MOST_SUBSCRIPTIONS:
+        raise ProtocolError(f"poll_oneoff was called for {count} events")
     asked = list(SUBSCRIPTION.iter_unpack(guest.read(subscriptions, SUBSCRIPTION.size * count)))
     happened = [
         _stream_event(userdata, tag, fd) for userdata, tag, fd, _, _, _ in asked if tag != CLOCK_TAG
