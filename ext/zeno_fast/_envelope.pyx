@@ -4,7 +4,7 @@ No I/O is done here; both kinds of plugins and every transport share these funct
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItem
 from cpython.float cimport PyFloat_Check
 from cpython.list cimport PyList_Check
@@ -13,6 +13,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_Check
 from cpython.unicode cimport PyUnicode_Check
+from libc.string cimport memcpy
 
 import difflib
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ cdef extern from "Python.h":
     int PyBUF_READ
     int PyBool_Check(object)
     int PyDict_Check(object)
+    ctypedef struct PyVarObject:
+        pass
+    void Py_SET_SIZE(PyVarObject *o, Py_ssize_t size) noexcept
 
 cdef object _dumps = orjson.dumps
 cdef object _loads = orjson.loads
@@ -220,10 +224,27 @@ cpdef bytes dump_parameters(object parameters, str plugin, str slot):
             key=key, plugin=plugin, slot=slot) from error
 
 
+# Small texts are copied into one object again and again, which nobody else ever sees: orjson reads
+# it and lets go. To make one for each costs more than the copy.
+cdef bytes _scratch = b"\0" * COPY_LIMIT
+cdef bint _scratch_in_use = False
+
+
 cdef object decode(const char *text, Py_ssize_t nbytes):
     """Decode JSON text that is borrowed for the call. Raises orjson.JSONDecodeError."""
+    global _scratch_in_use
     if nbytes < COPY_LIMIT:
-        return _loads(PyBytes_FromStringAndSize(text, nbytes))
+        if _scratch_in_use:  # by a call from which the garbage collector has come here
+            return _loads(PyBytes_FromStringAndSize(text, nbytes))
+        _scratch_in_use = True
+        try:
+            memcpy(PyBytes_AS_STRING(_scratch), text, nbytes)
+            PyBytes_AS_STRING(_scratch)[nbytes] = 0
+            Py_SET_SIZE(<PyVarObject *> _scratch, nbytes)
+            return _loads(_scratch)
+        finally:
+            Py_SET_SIZE(<PyVarObject *> _scratch, COPY_LIMIT)
+            _scratch_in_use = False
     return _loads(PyMemoryView_FromMemory(<char *> text, nbytes, PyBUF_READ))
 
 

@@ -606,19 +606,60 @@ cdef class Guest:
         return NULL
 
 
+@cython.final
+cdef class IdleGuests:
+    """The instances that wait for a call; the one that was given back last is taken first.
+
+    Nothing is allocated for that: a list gives its memory back whenever it has become empty.
+
+    Args:
+        limit: How many there may be.
+    """
+
+    cdef list _guests
+    cdef Py_ssize_t _count
+
+    def __init__(self, Py_ssize_t limit):
+        self._guests = [None] * limit
+        self._count = 0
+
+    def __len__(self):
+        return self._count
+
+    def guests(self):
+        """Return a list of them."""
+        return self._guests[:self._count]
+
+    cpdef object take(self):
+        """Return one for the caller alone, None where there is none."""
+        if self._count == 0:
+            return None
+        self._count -= 1
+        guest = self._guests[self._count]
+        self._guests[self._count] = None
+        return guest
+
+    cpdef int put(self, object guest) except -1:
+        """Give one back."""
+        self._guests[self._count] = guest
+        self._count += 1
+        return 0
+
+
 cdef class Slot:
     """One slot of one WASM plugin, ready to be called; safe from any thread.
 
     Args:
         definition: The slot's `SlotDefinition`.
-        pool: Lends guests; has the lists `idle` and `attention`. While `attention` is empty, a
-            guest that is fit goes straight back to `idle`, without asking the pool.
+        pool: Lends guests; has `idle`, an IdleGuests, and the list `attention`. While that is
+            empty, a guest that is fit goes straight back to `idle`, without asking the pool.
         timeout: The limit of a call that names none, in seconds.
         direct: Whether the guests are `Guest`, or else speak to the package's public API.
     """
 
     cdef InputCheck _check
-    cdef list _idle, _attention
+    cdef IdleGuests _idle
+    cdef list _attention
     cdef object _pool
     cdef double _timeout
     cdef bint _direct
@@ -678,9 +719,8 @@ cdef class Slot:
     ):
         cdef object guest
         while True:
-            if self._idle:
-                guest = self._idle.pop()
-            else:
+            guest = self._idle.take()
+            if guest is None:
                 guest = self._pool.acquire(self.name, deadline, seconds)
             try:
                 if self._direct:
@@ -700,7 +740,7 @@ cdef class Slot:
         else:
             fit = not (guest.broken or guest.worn)
         if fit and not self._attention:
-            self._idle.append(guest)
+            self._idle.put(guest)
         else:
             self._pool.release(guest)
         return 0

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from zeno_fast import _wasmtime
+from zeno_fast import _wasm, _wasmtime
 from zeno_fast.errors import PluginUnavailable, SlotTimeout, ZenoError
 from zeno_fast.host.context import HostCall, current_host_call
 from zeno_fast.plugin import GuestDescription
@@ -39,7 +39,7 @@ class InstancePool:
     """
 
     def __init__(self, maker: GuestMaker, failures: Failures, limit: int, fresh: bool) -> None:
-        self.idle: list[Guest] = []
+        self.idle = _wasm.IdleGuests(limit)
         self.attention: list[object] = ["fresh"] if fresh else []
         self.limit = limit
         self._maker = maker
@@ -79,7 +79,7 @@ class InstancePool:
         with self._lock:
             if self._closed:
                 raise self._failures.closed(slot)
-            guest = self._take_idle()
+            guest = self.idle.take()
             if guest is not None:
                 return guest
             waiter = None
@@ -90,7 +90,7 @@ class InstancePool:
                 waiter = _Waiter()
                 self._waiters.append(waiter)
                 self.attention.append(waiter)
-                guest = self._take_idle()
+                guest = self.idle.take()
                 if guest is not None:
                     self._forget(waiter)
                     return guest
@@ -128,7 +128,7 @@ class InstancePool:
                 self._offer(self._waiters[0], guest)
                 return
             if fit:
-                self.idle.append(guest)
+                self.idle.put(guest)
                 return
             self._discard(guest)
             self._broken += guest.broken
@@ -144,7 +144,7 @@ class InstancePool:
                 return
             self._closed = True
             self.attention.append("closed")
-            while (guest := self._take_idle()) is not None:
+            while (guest := self.idle.take()) is not None:
                 self._discard(guest)
                 self._retired.append(guest)
             for running in self._guests:
@@ -179,7 +179,7 @@ class InstancePool:
                 "broken": self._broken,
                 "recycled": self._recycled,
                 # Only of those that no other thread is using.
-                "memory": sum(guest.memory_size for guest in list(self.idle)),
+                "memory": sum(guest.memory_size for guest in self.idle.guests()),
             }
 
     def _make(self, start: Callable[[Guest], Started]) -> tuple[Guest, Started]:
@@ -252,12 +252,6 @@ class InstancePool:
         self._waiters.remove(waiter)
         self.attention.remove(waiter)
         return True
-
-    def _take_idle(self) -> Guest | None:
-        try:
-            return self.idle.pop()
-        except IndexError:  # a slot took the last one without asking
-            return None
 
     def _discard(self, guest: Guest) -> None:
         if guest in self._guests:
