@@ -179,7 +179,31 @@ def configure_logging(verbose: bool) -> None:
     else:
         # The commands report failures themselves; without a handler Python would print them too.
         logger.addHandler(logging.NullHandler())
+        if sys.stderr.isatty():
+            compiling = logging.getLogger("zeno_fast.wasm.compile")
+            compiling.setLevel(logging.INFO)
+            compiling.handlers[:] = [_Progress()]
     logger.propagate = False
+
+
+class _Progress(logging.Handler):
+    """Shows on a terminal what is being compiled, until it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._running = 0
+        self._status = Console(stderr=True).status("")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a record of `zeno_fast.wasm.program`."""
+        if record.__dict__.get("compiling"):
+            self._running += 1
+            self._status.update(Text(clean(record.getMessage())))
+            self._status.start()
+            return
+        self._running -= 1
+        if self._running == 0:
+            self._status.stop()
 
 
 class _CleanFormatter(logging.Formatter):

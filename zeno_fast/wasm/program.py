@@ -39,7 +39,7 @@ from zeno_fast.wasm.world import World
 if TYPE_CHECKING:
     from zeno_fast.manifest import Manifest, WasmOptions
 
-log = logging.getLogger("zeno_fast.wasm")
+log = logging.getLogger("zeno_fast.wasm.compile")
 
 MAGIC = b"\0asm"
 MODULE = MAGIC + b"\1\0\0\0"
@@ -158,13 +158,19 @@ def compile_program(manifest: Manifest, options: WasmOptions, code: bytes) -> Pr
 
 @contextmanager
 def _announced(plugin: str, nbytes: int) -> Iterator[None]:
-    """Log that a module is being compiled, where that takes so long that somebody may wonder."""
+    """Log that a module is being compiled, where that takes so long that somebody may wonder.
+
+    Each record says by its attribute `compiling` whether that begins or has ended.
+    """
     begun = time.monotonic()
     said = threading.Event()
 
     def say() -> None:
         said.set()
-        log.info("plugin %r: compiling %.1f MB of WASM, for the first time", plugin, nbytes / 1e6)
+        log.info(
+            "plugin %r: compiling %.1f MB of WASM, for the first time", plugin, nbytes / 1e6,
+            extra={"compiling": True},
+        )  # fmt: skip
 
     timer = threading.Timer(NOTICED, say)
     timer.daemon = True
@@ -175,7 +181,10 @@ def _announced(plugin: str, nbytes: int) -> Iterator[None]:
         timer.cancel()
         timer.join()
         if said.is_set():
-            log.info("plugin %r: compiled in %.1f s", plugin, time.monotonic() - begun)
+            log.info(
+                "plugin %r: compiled in %.1f s", plugin, time.monotonic() - begun,
+                extra={"compiling": False},
+            )  # fmt: skip
 
 
 def find_problem(code: bytes) -> str:
