@@ -20,7 +20,14 @@ from types import TracebackType
 from typing import BinaryIO
 
 from zeno_fast.errors import PluginLoadError
-from zeno_fast.formats import HEAD, describe, elf_loader, is_program, why_not_here
+from zeno_fast.formats import (
+    COMPONENT_ADVICE,
+    HEAD,
+    describe,
+    elf_loader,
+    is_program,
+    why_not_here,
+)
 from zeno_fast.manifest import Manifest
 from zeno_fast.platforms import WASM, this_machine
 
@@ -113,10 +120,7 @@ def read_wasm(manifest: Manifest) -> bytes:
             found = "a script, by its name"
         hint = ""
         if found == "a WASM component":
-            hint = (
-                ", and plugins are modules: build it for wasm32-wasip1, without "
-                "`wasm-tools component new`"
-            )
+            hint = COMPONENT_ADVICE
         elif found == "WebAssembly text":
             hint = "; let its name end in .wat, or compile it, with wat2wasm for example"
         elif is_program(data[:8]) or (found or "").startswith("a script"):

@@ -27,6 +27,9 @@ _MARKS = (
     (_MACH_O, "a macOS program"),
     ((b"PK\3\4",), "a ZIP archive"),
 )
+COMPONENT_ADVICE = (
+    ", and plugins are modules: build it for wasm32-wasip1, without `wasm-tools component new`"
+)
 _ALSO_RUNS = {"x86_64": ("i686",), "arm64": ("arm",)}
 
 

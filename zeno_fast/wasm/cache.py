@@ -98,7 +98,7 @@ def _load(engine: wasmtime.Engine, file: Path, key: bytes) -> wasmtime.Module | 
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
         return None
-    with open(descriptor, "rb") as stream:
+    with open(descriptor, "rb", buffering=0) as stream:
         found = os.fstat(descriptor)
         if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
             log.warning("%s belongs to another user and is not used", file)

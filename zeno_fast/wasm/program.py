@@ -14,6 +14,7 @@ import wasmtime
 from wasmtime import WasmtimeError
 
 from zeno_fast.errors import PluginLoadError
+from zeno_fast.formats import COMPONENT_ADVICE
 from zeno_fast.limits import STACK_MARGIN
 from zeno_fast.wasm.engine import (
     MOST_TABLES,
@@ -192,10 +193,7 @@ def find_problem(code: bytes) -> str:
     if not code:
         return "is empty"
     if code.startswith(COMPONENT):
-        return (
-            "is a WASM component, and plugins are modules: build it for wasm32-wasip1, without "
-            "`wasm-tools component new`"
-        )
+        return f"is a WASM component{COMPONENT_ADVICE}"
     if code.startswith(MODULE):
         return ""
     if code.startswith(MAGIC):
