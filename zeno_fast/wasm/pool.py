@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from zeno_fast import _wasm, _wasmtime
-from zeno_fast.errors import PluginUnavailable, SlotTimeout, ZenoError
+from zeno_fast.errors import PluginUnavailable, SlotTimeout, UsageError, ZenoError
 from zeno_fast.host.context import HostCall, current_host_call
 from zeno_fast.plugin import GuestDescription
 from zeno_fast.wasm.failures import Failures
@@ -74,7 +74,7 @@ class InstancePool:
             slot: For messages.
             seconds: How far away the deadline was; for messages.
 
-        Raises SlotTimeout, PluginUnavailable or PluginCrashed.
+        Raises SlotTimeout, PluginUnavailable, PluginCrashed or UsageError.
         """
         with self._lock:
             if self._closed:
@@ -100,7 +100,7 @@ class InstancePool:
                 return guest
         try:
             return self._make(lambda guest: self._maker.start(guest, deadline))[0]
-        except PluginUnavailable:
+        except (PluginUnavailable, UsageError):
             raise
         except ZenoError as error:
             if _wasmtime.now_ns() >= deadline:
