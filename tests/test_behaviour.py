@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,17 @@ SIDECARS = ("python", "python-no-ids", "node", "php", "go", "c", "c-no-ids")
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module", params=WASM + SIDECARS)
-def guest(request, build_guest, tmp_path_factory) -> Path:
-    return build_guest(request.param, tmp_path_factory.mktemp("guests"))
+# WASM guests once more through the public API of the `wasmtime` package.
+PUBLIC = tuple(f"{name} public" for name in WASM)
+
+
+@pytest.fixture(scope="module", params=WASM + PUBLIC + SIDECARS)
+def guest(request, build_guest, tmp_path_factory) -> Iterator[Path]:
+    name, _, way = request.param.partition(" ")
+    with pytest.MonkeyPatch.context() as patch:
+        if way:
+            patch.setenv("ZENO_FAST_WASM", way)
+        yield build_guest(name, tmp_path_factory.mktemp("guests"))
 
 
 @pytest.fixture

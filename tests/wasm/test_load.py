@@ -18,7 +18,7 @@ from wasmtime import _ffi
 from zeno_fast import _wasmtime
 from zeno_fast.errors import PluginLoadError, PluginUnavailable, UsageError
 from zeno_fast.host.functions import HostFunctions
-from zeno_fast.wasm import startup
+from zeno_fast.wasm import library, startup
 from zeno_fast.wasm.driver import WasmDriver
 from zeno_fast.wasm.library import find_mismatch
 
@@ -266,6 +266,15 @@ def test_a_library_that_is_laid_out_otherwise_is_noticed(
     different: dict[str, Any], problem: str
 ) -> None:
     assert problem in find_mismatch(changed(**different), _wasmtime.STRUCT_SIZES)
+
+
+def test_a_library_that_is_older_than_any_that_was_tried_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in ("49.2.1", "unknown"):
+        monkeypatch.setattr(library, "version", lambda _, number=number: number)
+        found = find_mismatch(changed(), _wasmtime.STRUCT_SIZES)
+        assert found.startswith(f"wasmtime {number} is not as expected: it is older than 50.0")
 
 
 def test_the_slow_way_is_taken_and_said_once_where_the_library_differs(
