@@ -544,8 +544,8 @@ def with_slots(
             more += data(4096, json.dumps([{"name": "ask", **guest}]) + "\0")
             more += '(func (export "plugin_register_slots") (result i32) (i32.const 4096))'
         code = module(
-            "(drop (call $ask (i32.const 3000) (i32.const 12)))(i32.const 2048)",
-            more + data(3000, '{"path":"a"}'),
+            "(drop (call $ask (i32.const 3000) (i32.const 1)))(i32.const 2048)",
+            more + data(3000, "a"),
             imports=ASK,
         )
         (tmp_path / "plugin.wasm").write_bytes(bytes(wasmtime.wat2wasm(code)))
