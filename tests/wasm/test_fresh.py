@@ -309,6 +309,14 @@ def test_a_module_may_have_a_large_table(load: Load, fresh: bool, elements: int)
     assert [plugin.call(slot="run") for _ in range(5)] == [1] * 5
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_module_may_have_instances_of_more_than_a_megabyte(load: Load, fresh: bool) -> None:
+    # As those of large guests have, whose tables name forty thousand functions.
+    more = "".join(f"(global (mut i64) (i64.const {n}))" for n in range(70_000))
+    plugin = load(answering(FINE, more), fresh=fresh)
+    assert [plugin.call(slot="run") for _ in range(3)] == [1] * 3
+
+
 @pytest.mark.parametrize("table", [1_000_001, 3_000_000])
 def test_a_table_larger_than_the_pools_is_made_the_usual_way(load: Load, table: int) -> None:
     more = f"(table $t {table} funcref) (elem (table $t) (i32.const {table - 1}) func $one)" + ONE
