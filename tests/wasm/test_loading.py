@@ -388,7 +388,7 @@ def test_a_manager_that_is_closed_while_it_loads_one_plugin_does_not_take_it_in(
 
 
 def test_a_sidecar_whose_turn_comes_when_the_manager_is_closed_leaves_nothing(
-    manager: PluginManager,
+    no_leaks: None,
     folder: Path,
     make: Make,
     make_plugin: Make,
@@ -398,6 +398,7 @@ def test_a_sidecar_whose_turn_comes_when_the_manager_is_closed_leaves_nothing(
     monkeypatch.setattr(managers, "LOAD_THREADS", 1)  # the sidecar waits for the other
     make("first")
     make_plugin(ECHO, name="second", folder=folder)
+    manager = PluginManager()  # it is closed once, and that has to do
     before_compiling(lambda code: manager.close())
     load_until_closed(manager, folder)
     assert manager.list_plugins() == []
