@@ -255,29 +255,40 @@ class PluginManager:
         report = LoadReport()
         if not entries:
             return report
-        starts: dict[Path, _Start] = {}
-        with ThreadPoolExecutor(min(len(entries), LOAD_THREADS), "zeno_fast load") as executor:
-            try:
+        begun: list[Driver] = []
+        try:
+            with ThreadPoolExecutor(min(len(entries), LOAD_THREADS), "zeno_fast load") as executor:
+                starts: dict[Path, _Start] = {}
                 for entry in entries:
                     try:
                         manifest = self._read(entry)
-                        starts[entry] = manifest, executor.submit(self._start, manifest)
+                        starts[entry] = manifest, executor.submit(self._begin, manifest, begun)
                     except ZenoError as error:
                         report.failures[entry.name] = error
-                for entry in [*starts]:
-                    try:
-                        plugin = self._finish(*starts[entry])
-                        del starts[entry]
-                        report.loaded.append(plugin)
-                    except ZenoError as error:
-                        report.failures[entry.name] = error
-            finally:
-                # Left are those that failed, and the rest where an exception ends it all.
-                for _, future in starts.values():
-                    if not future.cancel() and future.exception() is None:
-                        future.result()[0].close()
+                try:
+                    for entry, (manifest, start) in starts.items():
+                        try:
+                            report.loaded.append(self._finish(manifest, start))
+                        except ZenoError as error:
+                            report.failures[entry.name] = error
+                finally:
+                    executor.shutdown(wait=False, cancel_futures=True)
+        finally:
+            # All have ended by now. Left are those that failed, or all where an exception came.
+            kept = {plugin.driver for plugin in self.list_plugins()}
+            for driver in begun:
+                if driver not in kept:
+                    driver.close()
         self._failures.update(report.failures)
         return report
+
+    def _begin(
+        self, manifest: Manifest, begun: list[Driver]
+    ) -> tuple[Driver, GuestDescription | None]:
+        """Start a plugin and note it, so that it is closed whatever becomes of its caller."""
+        driver, description = self._start(manifest)
+        begun.append(driver)
+        return driver, description
 
     def _finish(
         self, manifest: Manifest, start: Future[tuple[Driver, GuestDescription | None]]
@@ -485,6 +496,7 @@ class PluginManager:
         from zeno_fast.sidecar.monitor import Monitor  # noqa: PLC0415
 
         with self._lock:
+            self._refuse_if_closed()  # or what is made here would outlive it
             if self._monitor is None:
                 self._monitor = Monitor()
             if self._executor is None:

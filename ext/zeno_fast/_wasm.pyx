@@ -240,9 +240,10 @@ cdef class Guest:
     cdef int _refuse_exhausted(self) except -1:
         """Raise PluginUnavailable where all instances that a process may have are in use."""
         message, _, _ = why_ended(NULL, self._error)
-        if "concurrent" in message and "limit" in message:
+        exhausted = self._failures.exhausted(message)
+        if exhausted is not None:
             self.broken = True
-            raise self._failures.exhausted(message)
+            raise exhausted
         return 0
 
     def run(self, str name, int64_t deadline, bint may_exit=False):

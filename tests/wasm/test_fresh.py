@@ -304,7 +304,9 @@ def test_a_module_may_have_a_large_table(load: Load, fresh: bool, elements: int)
     last = elements - 1
     more = f"(table $t {elements} funcref) (elem (table $t) (i32.const {last}) func $one)" + ONE
     plugin = load(
-        module(BODY.format(index=last) + f"(i32.const {YES})", ANSWERS + more), fresh=fresh
+        module(BODY.format(index=last) + f"(i32.const {YES})", ANSWERS + more),
+        fresh=fresh,
+        table=elements,
     )
     assert [plugin.call(slot="run") for _ in range(5)] == [1] * 5
 

@@ -411,7 +411,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
         record.getMessage()
         for record in caplog.records
-        if record.name == "zeno_fast.wasm" and "compil" in record.getMessage()
+        if record.name == "zeno_fast.wasm.compile" and "compil" in record.getMessage()
     ]
 
 

@@ -62,18 +62,36 @@ def cache_folder() -> Path:
 
     Raises OSError where there can be none that others cannot write to.
     """
-    folder = _base() / "zeno_fast" / "wasm"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = Path(os.path.realpath(_base())) / "zeno_fast" / "wasm"
+    _make_private(folder)
     if hasattr(os, "geteuid"):
         # Whoever may write to one of them could have the host run what he likes.
-        for path in (folder, folder.parent, folder.parent.parent):
-            found = os.lstat(path)
-            others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            if others and not (path == folder.parent.parent and found.st_mode & stat.S_ISVTX):
-                raise PermissionError(f"{path} can be written to by others")
-            if path != folder.parent.parent and found.st_uid != os.geteuid():
-                raise PermissionError(f"{path} belongs to another user")
+        base = folder.parent.parent
+        for path in (folder, folder.parent):
+            problem = _who_else(os.lstat(path))
+            if problem:
+                raise PermissionError(f"{path} {problem}")
+        found = os.lstat(base)
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX:
+            raise PermissionError(f"{base} can be written to by others")
     return folder
+
+
+def _who_else(found: os.stat_result) -> str:
+    """Say who but the user can change a file or folder, "" where nobody can."""
+    if found.st_uid != os.geteuid():
+        return "belongs to another user"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "can be written to by others"
+    return ""
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder and those above it that are missing, all for the user alone."""
+    if not folder.is_dir():
+        if folder.parent != folder:
+            _make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _base() -> Path:
@@ -94,18 +112,10 @@ def _base() -> Path:
 
 def _load(engine: wasmtime.Engine, file: Path, key: bytes) -> wasmtime.Module | None:
     """Return the module in a file; None where it is missing, damaged or for another machine."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except OSError:
+    found = _read_own(file)
+    if found is None:
         return None
-    with open(descriptor, "rb", buffering=0) as stream:
-        found = os.fstat(descriptor)
-        if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
-            log.warning("%s belongs to another user and is not used", file)
-            return None
-        digest, code = stream.read(DIGEST_SIZE), stream.read()
-        with contextlib.suppress(OSError):
-            os.utime(file)  # it was of use
+    digest, code = found
     if digest != _digest(key, code):
         log.warning("%s is damaged; the module is compiled anew", file)
         return None
@@ -114,6 +124,36 @@ def _load(engine: wasmtime.Engine, file: Path, key: bytes) -> wasmtime.Module | 
     except WasmtimeError as error:
         log.info("%s is not for this machine; the module is compiled anew: %s", file, error)
         return None
+
+
+def _read_own(file: Path) -> tuple[bytes, bytes] | None:
+    """Return the digest and the code in a file that only the user can have written, or None."""
+    # Neither is a link followed, nor the other end of a pipe waited for.
+    flags = os.O_RDONLY
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    try:
+        descriptor = os.open(file, flags)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        problem = _who_else(found) if hasattr(os, "geteuid") else ""
+        if problem:
+            log.warning("%s %s and is not used", file, problem)
+            return None
+        with open(descriptor, "rb", buffering=0, closefd=False) as stream:
+            digest, code = stream.read(DIGEST_SIZE), stream.read()
+    except OSError as error:
+        log.warning("%s cannot be read: %s", file, error)
+        return None
+    finally:
+        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        os.utime(file)  # it was of use
+    return digest, code
 
 
 def _store(file: Path, key: bytes, code: bytes) -> None:

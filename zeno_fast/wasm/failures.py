@@ -129,8 +129,13 @@ class Failures:
             slot=slot,
         )
 
-    def exhausted(self, reason: str) -> PluginUnavailable:
-        """Say that the process has no place for one more instance of a `fresh` plugin."""
+    def exhausted(self, reason: str) -> PluginUnavailable | None:
+        """Say that the process has no place for one more instance of a `fresh` plugin.
+
+        Returns None where the library's reason for not making one is another.
+        """
+        if "concurrent" not in reason or "limit" not in reason:
+            return None
         return PluginUnavailable(
             f"plugin {self.plugin!r}: there is no place for one more instance: {reason}; make "
             "fewer calls to plugins with `wasm.fresh` at the same time, or lower their "

@@ -176,14 +176,16 @@ def _announced(plugin: str, nbytes: int) -> Iterator[None]:
     timer = threading.Timer(NOTICED, say)
     timer.daemon = True
     timer.start()
+    ended = "could not be compiled, after"
     try:
         yield
+        ended = "compiled in"
     finally:
         timer.cancel()
         timer.join()
         if said.is_set():
             log.info(
-                "plugin %r: compiled in %.1f s", plugin, time.monotonic() - begun,
+                "plugin %r: %s %.1f s", plugin, ended, time.monotonic() - begun,
                 extra={"compiling": False},
             )  # fmt: skip
 

@@ -260,6 +260,9 @@ class PublicGuest:
             if self.interrupted:
                 return self._failures.closed(slot)
             return self._failures.timed_out(what, slot, seconds)
+        exhausted = self._failures.exhausted(str(error)) if not isinstance(error, Trap) else None
+        if exhausted is not None:
+            return exhausted
         status = error.code if isinstance(error, ExitTrap) else None
         return self._failures.crashed(
             what, slot, str(error), self.streams[1], status,

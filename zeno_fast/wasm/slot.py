@@ -108,10 +108,11 @@ class WasmSlot(_wasm.Slot):
         """
         seconds = self._driver.timeout if timeout is None else timeout
         text = self.encode(parameters)
-        if not (self._pace.is_short and self._driver.pool.idle and len(text) <= MOST_IN_LOOP):
-            return await asyncio.wrap_future(self._submit(text, seconds, scope))
-        if self._pace.turn_is_due():
+        short = self._pace.is_short and len(text) <= MOST_IN_LOOP
+        if short and self._pace.turn_is_due():
             await asyncio.sleep(0)
+        if not (short and self._driver.pool.idle):
+            return await asyncio.wrap_future(self._submit(text, seconds, scope))
         return self._timed(text, _wasmtime.deadline_ns(seconds), seconds, scope, True)
 
     def _timed(
