@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import wasmtime
+from fault.ways import wait_until
 
 from zeno_fast import PluginLoadError, PluginManager, UsageError, ZenoError
 from zeno_fast import manager as managers
@@ -398,10 +399,12 @@ def test_a_sidecar_whose_turn_comes_when_the_manager_is_closed_leaves_nothing(
     monkeypatch.setattr(managers, "LOAD_THREADS", 1)  # the sidecar waits for the other
     make("first")
     make_plugin(ECHO, name="second", folder=folder)
+    before = set(threading.enumerate())
     manager = PluginManager()  # it is closed once, and that has to do
     before_compiling(lambda code: manager.close())
     load_until_closed(manager, folder)
     assert manager.list_plugins() == []
+    wait_until(lambda: not set(threading.enumerate()) - before)
 
 
 # -- what is said -----------------------------------------------------------------------------
