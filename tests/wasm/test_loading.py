@@ -401,7 +401,19 @@ def test_a_sidecar_whose_turn_comes_when_the_manager_is_closed_leaves_nothing(
     make_plugin(ECHO, name="second", folder=folder)
     before = set(threading.enumerate())
     manager = PluginManager()  # it is closed once, and that has to do
-    before_compiling(lambda code: manager.close())
+    begun = threading.Event()  # both of them, as it waits for the first
+    finish = PluginManager._finish
+
+    def finish_later(*arguments: Any) -> Any:
+        begun.set()
+        return finish(*arguments)
+
+    def close(code: bytes) -> None:
+        assert begun.wait(30)
+        manager.close()
+
+    monkeypatch.setattr(PluginManager, "_finish", finish_later)
+    before_compiling(close)
     load_until_closed(manager, folder)
     assert manager.list_plugins() == []
     wait_until(lambda: not set(threading.enumerate()) - before)
