@@ -21,10 +21,10 @@ import ctypes
 
 import orjson
 
+import zeno_fast.wasm.engine
+import zeno_fast.wasm.imports
 from zeno_fast.errors import PluginCrashed, ProtocolError, UsageError
 from zeno_fast.log import GuestLog
-from zeno_fast.wasm.engine import MOST_TABLES
-from zeno_fast.wasm.imports import PROTOCOL, SYSTEM
 
 cdef extern from "zeno_json.h":
     size_t zj_value_end(const char *p, size_t n) nogil
@@ -39,9 +39,10 @@ cdef enum:
     HOST_LOG = 0  # the first of NAMES
     HOST_SCOPE_GET = 3
 
-cdef tuple NAMES = tuple(PROTOCOL)
+cdef tuple NAMES = tuple(zeno_fast.wasm.imports.PROTOCOL)
 cdef size_t NNAMES = len(NAMES)
-cdef tuple SYSTEM_CALLS = tuple([call.function for call in SYSTEM])
+cdef tuple SYSTEM_CALLS = tuple([call.function for call in zeno_fast.wasm.imports.SYSTEM])
+cdef int64_t MOST_TABLES = zeno_fast.wasm.engine.MOST_TABLES
 
 
 def define_host_functions(linker, functions):
