@@ -29,6 +29,10 @@ __all__ = [
     "understands_url_pattern",
 ]
 
+# Longer ones no system and no server knows; to look at them takes time that nobody bounds.
+MOST_PATH = 32768
+MOST_URL = 65536
+
 _PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 _URL_PATTERN = re.compile(
     r"(?:(?P<scheme>\*|[A-Za-z][A-Za-z0-9+.-]*)://)?"
@@ -153,7 +157,7 @@ def _allows_path(permissions: Permissions, folder: Path, path: str) -> bool:
 
 def _can_name_a_file(path: str) -> bool:
     try:
-        return bool(path) and b"\0" not in os.fsencode(path)
+        return 0 < len(path) <= MOST_PATH and b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
         return False
 
@@ -177,7 +181,7 @@ class _UrlRule:
     host: str
     subdomains: bool
     port: int | str | None
-    path: re.Pattern[str] | None
+    path: tuple[str, ...] | None  # what stands between its asterisks
     with_query: bool
 
 
@@ -227,7 +231,29 @@ def _path_matches(rule: _UrlRule, url: _Url) -> bool:
     if rule.path is None or url.path is None:
         return rule.path is None
     whole = f"{url.path}?{url.query}" if rule.with_query else url.path
-    return rule.path.fullmatch(whole) is not None
+    return _fits(rule.path, whole)
+
+
+def _fits(parts: tuple[str, ...], text: str) -> bool:
+    """Tell whether a text has a pattern's parts in their order, with anything between them.
+
+    Each is taken where it comes first. A regular expression would try all else as well, which takes
+    as long as whoever wrote both pattern and text likes.
+    """
+    first, *middle = parts
+    if not middle:
+        return text == first
+    *middle, last = middle
+    end = len(text) - len(last)
+    at = len(first)
+    if at > end or not (text.startswith(first) and text.endswith(last)):
+        return False
+    for part in middle:
+        found = text.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
 
 
 @functools.lru_cache(maxsize=1024)
@@ -245,7 +271,7 @@ def _url_rule(pattern: str) -> _UrlRule | None:
     compiled = None
     if path not in (None, "/*"):
         parts = path if path.startswith("/") else "/" + path
-        compiled = re.compile(".*".join(map(re.escape, parts.split("*"))), re.DOTALL)
+        compiled = tuple(parts.split("*"))
     return _UrlRule(
         scheme=match["scheme"].lower() if match["scheme"] else None,
         host=normal,
@@ -258,7 +284,7 @@ def _url_rule(pattern: str) -> _UrlRule | None:
 
 def _parse_url(text: str) -> _Url | None:
     """Take a URL apart; None where clients could disagree on what it means."""
-    if _AMBIGUOUS.search(text):
+    if len(text) > MOST_URL or _AMBIGUOUS.search(text):
         return None
     try:
         parts = urlsplit(text)

@@ -1,5 +1,6 @@
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -275,3 +276,14 @@ def test_a_denial_names_the_line_that_would_allow_it_G7(tmp_path, kind, resource
     suggested = line.split('"')[1]
     granted = frozenset({suggested}) if kind == "scope" else (suggested,)
     check(Permissions(**{kind: granted}), tmp_path, kind, resource)
+
+
+def test_no_pattern_and_no_name_takes_long_to_look_at(tmp_path: Path) -> None:
+    many = Permissions(network=("https://x.com/" + "*a" * 30 + "*b",), filesystem=("data",))
+    begun = time.monotonic()
+    assert not allows(many, tmp_path, "network", "https://x.com/" + "a" * 60_000)
+    assert not allows(many, tmp_path, "network", "https://x.com/" + "a" * 10_000_000 + "b")
+    assert not allows(many, tmp_path, "filesystem", "a/" * 1_000_000)
+    assert time.monotonic() - begun < 5
+    assert allows(many, tmp_path, "network", "https://x.com/" + "a" * 30 + "b")
+    assert not allows(many, tmp_path, "network", "https://x.com/" + "a" * 29 + "b")
