@@ -44,6 +44,9 @@ extensions = [
     )
 ]
 
+# Plain Python that is compiled all the same; its own docstring says why.
+extensions.append(Extension("zeno_fast.wasm.pool", ["zeno_fast/wasm/pool.py"]))
+
 setup(
     # The examples are plugins for `zeno-fast demo`, too; which files go along is in pyproject.toml.
     packages=[*find_packages(include=["zeno_fast", "zeno_fast.*"]), "zeno_fast._examples"],

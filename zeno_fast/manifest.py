@@ -31,7 +31,7 @@ from zeno_fast.yaml_source import (
 __all__ = ["ConfigParameter", "Manifest", "Permissions", "SidecarOptions", "WasmOptions"]
 
 FILE_NAME = "manifest.yaml"
-MIB = 1 << 20
+MOST_INSTANCES = 4096
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _CONFIG_TYPES = (
     "string", "str", "text", "secret", "password", "url", "path", "file", "duration", "enum",
@@ -395,7 +395,7 @@ class _Reader:
             ),
             timeout=section.duration("timeout"),
             fuel=section.integer("fuel", 0, 1) or None,
-            instances=section.integer("instances", 0, 1) or None,
+            instances=section.integer("instances", 0, 1, MOST_INSTANCES) or None,
             fresh=section.flag("fresh", False),
             table=section.integer("table", 0, 1) or None,
             stack=(

@@ -26,6 +26,7 @@ __all__ = [
     "check",
     "granted_path",
     "granted_variables",
+    "outermost_grants",
     "understands_url_pattern",
 ]
 
@@ -123,6 +124,27 @@ def granted_variables(permissions: Permissions) -> dict[str, str]:
     }
 
 
+def outermost_grants(permissions: Permissions, folder: Path) -> list[str]:
+    """Return the entries of `filesystem` that lie in no other, as they are written.
+
+    What is within a granted folder is a plugin's to change: an entry that leads there could be made
+    a link to anywhere. It grants nothing that the outer one does not.
+    """
+    if "*" in permissions.filesystem:
+        return list(permissions.filesystem)  # there is nothing more to be had
+    paths = [
+        os.path.normcase(os.path.normpath(folder / granted_path(grant)))
+        for grant in permissions.filesystem
+    ]
+    return [
+        grant
+        for grant, path in zip(permissions.filesystem, paths, strict=True)
+        if not any(
+            path != other and path.startswith(other.rstrip(os.sep) + os.sep) for other in paths
+        )
+    ]
+
+
 def granted_path(grant: str) -> str:
     """Return the file or folder that an entry of `filesystem` other than `*` names, as written."""
     return re.sub(r"[/\\]\*{1,2}$", "", grant) or os.sep  # `./storage/*` means the tree
@@ -146,7 +168,7 @@ def _allows_path(permissions: Permissions, folder: Path, path: str) -> bool:
     if not permissions.filesystem or not _can_name_a_file(path):
         return False
     wanted = _real_parts(folder, path)
-    for grant in permissions.filesystem:
+    for grant in outermost_grants(permissions, folder):
         if grant == "*":
             return True
         granted = _real_parts(folder, granted_path(grant))

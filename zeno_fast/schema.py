@@ -236,10 +236,12 @@ class Fields:
         node = self.get(name)
         return default if node is None else self.document.flag(node, self.key(name))
 
-    def integer(self, name: str, default: int, minimum: int) -> int:
+    def integer(self, name: str, default: int, minimum: int, maximum: int | None = None) -> int:
         """Read a whole number."""
         node = self.get(name)
-        return default if node is None else self.document.integer(node, self.key(name), minimum)
+        if node is None:
+            return default
+        return self.document.integer(node, self.key(name), minimum, maximum)
 
     def duration(self, name: str) -> float | None:
         """Read a time above 0, in seconds."""

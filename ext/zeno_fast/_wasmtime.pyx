@@ -243,6 +243,8 @@ cdef void *_on_epoch(void *context, void *data, uint64_t *delta, uint8_t *kind) 
             return lib.error_new(b"a signal handler raised an exception")
         deadline = min(deadline, now + POLL_NS)
     zw_arm(&ticker, watch, deadline)
+    if zw_load(&watch.deadline) < deadline:
+        zw_arm(&ticker, watch, 0)  # `expire` has come between
     return NULL
 
 

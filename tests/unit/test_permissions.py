@@ -287,3 +287,16 @@ def test_no_pattern_and_no_name_takes_long_to_look_at(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 5
     assert allows(many, tmp_path, "network", "https://x.com/" + "a" * 30 + "b")
     assert not allows(many, tmp_path, "network", "https://x.com/" + "a" * 29 + "b")
+
+
+@needs_symlinks
+def test_a_grant_within_another_is_not_followed_to_where_the_plugin_made_it_lead(tmp_path: Path):
+    secret, folder = tmp_path / "secret", tmp_path / "plugin"
+    secret.mkdir()
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "sub").symlink_to(secret)
+    for inner in ("./data/sub", "data/sub/*", str(folder / "data" / "sub")):
+        assert not path_allowed(folder, ["./data", inner], secret / "file")
+        assert path_allowed(folder, ["./data", inner], folder / "data" / "file")
+    assert path_allowed(folder, ["./data/sub"], secret / "file")  # nobody could change that one
+    assert path_allowed(folder, ["./data", "./database"], folder / "database" / "file")

@@ -575,16 +575,17 @@ def with_slots(
     [
         ({"blocking": True}, None, "tttttttttt"),
         ({"blocking": False}, None, "llllllllll"),
-        ({}, None, "tttlllllll"),
+        ({}, None, "tttttttttt"),
         (None, {"blocking": True}, "tttttttttt"),
         (None, {"blocking": False}, "llllllllll"),
-        (None, {}, "tttlllllll"),
+        (None, {}, "tttttttttt"),
         # What the manifest declares goes before what the guest lists.
         ({"blocking": False}, {"blocking": True}, "llllllllll"),
         ({"blocking": True}, {"blocking": False}, "tttttttttt"),
-        ({}, {"blocking": True}, "tttlllllll"),
+        ({}, {"blocking": True}, "tttttttttt"),
     ],
 )
+# Where nothing is said a thread is taken, as the plugin is granted what calls back.
 def test_a_manifest_and_a_guest_say_whether_a_slot_blocks(
     with_slots: Callable[..., Any], manifest: Any, guest: Any, expected: str
 ) -> None:

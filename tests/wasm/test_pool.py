@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import logging
+import os
+import signal
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -261,3 +265,91 @@ def test_a_second_plugin_is_served_while_the_first_hangs(load: Load) -> None:
         served += 1
     assert isinstance(future.exception(), SlotTimeout)
     assert served > 100
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_exception_of_a_signal_handler_costs_no_place(load: Load, way: str, fresh: bool) -> None:
+    if way == "public":
+        pytest.skip("the package's own finalisers lose what they free when one is interrupted")
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    plugin = load(ECHO, instances=2, fresh=fresh)
+    before = signal.signal(signal.SIGALRM, stop)
+    stopped = 0
+    try:
+        for n in range(1500):
+            with contextlib.suppress(Stop):
+                end = time.monotonic() + 0.01  # a finaliser may have swallowed it
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + n % 200))
+                try:
+                    while time.monotonic() < end:
+                        plugin.call()
+                except Stop:
+                    stopped += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert stopped > 500
+    for _ in range(10):
+        assert plugin.call({"n": 1}, timeout=20.0) == {"n": 1}
+    assert plugin.driver.status()["busy"] == 0
+
+
+def test_the_child_of_a_fork_can_call_whatever_other_threads_did_meanwhile(load: Load) -> None:
+    plugin = load(ECHO, instances=2)
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            plugin.call({"n": 1})
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            time.sleep(0.002)
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    status = 0 if plugin.call({"n": 2}, timeout=10.0) == {"n": 2} else 2
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(20)
+
+
+def test_a_log_handler_that_calls_the_plugin_it_logs_for_is_refused(load: Load) -> None:
+    log = '(import "env" "host_log" (func $log (param i32 i32 i32 i32)))'
+    say = "(call $log (i32.const 3000) (i32.const 4) (i32.const 3000) (i32.const 4))"
+    more = data(2048, FINE + "\0") + data(3000, "info")
+    plugin = load(module(say + "(i32.const 2048)", more, imports=log), instances=1)
+    failures: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                plugin.call(timeout=20.0)
+            except PluginUnavailable as error:
+                failures.append(str(error))
+
+    logger = logging.getLogger("zeno_fast.plugin.test")
+    handler = Handler()
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        assert plugin.call() == 1
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert len(failures) == 1 and "would wait for itself" in failures[0]

@@ -103,6 +103,12 @@ class WasmDriver:
         return description
 
     @property
+    def reaches_callbacks(self) -> bool:
+        """Whether the manifest grants what the host answers by callbacks."""
+        granted = self._manifest.permissions
+        return bool(granted.network or granted.filesystem or granted.env or granted.database)
+
+    @property
     def described(self) -> bool:
         """Whether the guest has been asked what it offers: `load` does it."""
         return self._pool is not None

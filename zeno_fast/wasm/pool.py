@@ -1,8 +1,14 @@
-"""The instances of one plugin: lent one call at a time, made when needed, replaced when broken."""
+"""The instances of one plugin: lent one call at a time, made when needed, replaced when broken.
+
+This module is compiled, as it stands. Python runs signal handlers between any two instructions of
+its own, and an exception that one raises must not come between a count and what it counts.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,6 +22,19 @@ from zeno_fast.wasm.guest import Guest
 from zeno_fast.wasm.startup import GuestMaker
 
 Started = TypeVar("Started")
+
+_pools: weakref.WeakSet[InstancePool] = weakref.WeakSet()
+_left_behind: list[Guest] = []
+
+
+def _forget_threads() -> None:
+    """Let go, in the child of a fork, of what was in the hands of threads that are not there."""
+    for pool in _pools:
+        pool.forget_threads()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 class _Waiter:
@@ -55,6 +74,7 @@ class InstancePool:
         self._served = 0
         self._broken = 0
         self._recycled = 0
+        _pools.add(self)
 
     def open(self, deadline: int) -> GuestDescription:
         """Make the first instance and return what it says of itself.
@@ -108,12 +128,17 @@ class InstancePool:
             raise self._failures.not_started(slot, error) from error
 
     def refuse_waiting_for_itself(self, slot: str, within: HostCall | None) -> None:
-        """Raise PluginUnavailable where all instances wait for the host call that is named."""
+        """Raise PluginUnavailable where all instances wait for the host call that is named.
+
+        Or where this thread runs them all, and a log handler, say, asks for one more.
+        """
+        thread = threading.get_ident()
+        running = sum(guest.owner == thread for guest in self._guests)
         held = 0
         while within is not None:
             held += within.channel is self
             within = within.outer
-        if held >= self.limit:
+        if max(held, running) >= self.limit:
             raise self._failures.reentered(slot, self.limit)
 
     def expired(self, slot: str, seconds: float) -> SlotTimeout:
@@ -133,9 +158,24 @@ class InstancePool:
             self._discard(guest)
             self._broken += guest.broken
             self._recycled += guest.worn
-        self._maker.retire(guest)
-        with self._lock:
-            self._give_up_place()
+        try:
+            self._maker.retire(guest)
+        finally:
+            with self._lock:
+                self._give_up_place()
+
+    def forget_threads(self) -> None:
+        """Begin anew with the instances that were idle; only in the child of a fork."""
+        self._lock = threading.RLock()
+        idle = self.idle.guests()
+        # The others were in the middle of a call, and are not fit to be freed either.
+        _left_behind.extend(guest for guest in self._guests if guest not in idle)
+        self._guests = set(idle)
+        self._count = len(idle)
+        for waiter in self._waiters:
+            if waiter in self.attention:
+                self.attention.remove(waiter)
+        self._waiters.clear()
 
     def begin_close(self) -> None:
         """End calls in flight and lend no more; never blocks, `close` must follow."""
@@ -162,9 +202,11 @@ class InstancePool:
                 guest = self._retired.pop()
             except IndexError:  # another thread closes as well
                 return
-            self._maker.retire(guest)
-            with self._lock:
-                self._give_up_place()
+            try:
+                self._maker.retire(guest)
+            finally:
+                with self._lock:
+                    self._give_up_place()
 
     def status(self) -> dict[str, Any]:
         """Say how many instances there are and what became of them."""

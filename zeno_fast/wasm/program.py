@@ -128,7 +128,10 @@ def compile_program(manifest: Manifest, options: WasmOptions, code: bytes) -> Pr
             module = engine.compile(code)
     except WasmtimeError as error:
         raise _refusal(manifest, f"cannot be compiled: {error}") from error
-    interface = read_interface(code)
+    try:
+        interface = read_interface(code)
+    except (ValueError, IndexError) as error:
+        raise _refusal(manifest, f"has what this version does not know: {error}") from error
     exports = interface.exports
     problems = [
         *_check_exports(exports),

@@ -45,7 +45,6 @@ class PublicGuest:
         self._failures = program.failures
         self._host_calls = host_calls
         self.streams = GuestLog(program.plugin, "stdout"), GuestLog(program.plugin, "stderr")
-        self._ticks = ticks_of(program.engine.engine)
         self._scope: MutableMapping[str, Any] | None = None
         # What a host function or a stream raised; the package would keep it in a global.
         self._raised: BaseException | None = None
@@ -220,7 +219,8 @@ class PublicGuest:
         try:
             if self._program.fuel:
                 self._store.set_fuel(self._program.fuel)
-            with self._ticks.limit(self._store, deadline):
+            # Those of this process: the child of a fork needs a clock of its own.
+            with ticks_of(self._program.engine.engine).limit(self._store, deadline):
                 result = call()
         except (Trap, WasmtimeError) as error:
             trap = error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zeno_fast import _wasm, _wasmtime
 from zeno_fast.driver import Parameters, Scope
-from zeno_fast.errors import ZenoError
+from zeno_fast.errors import PluginUnavailable, ZenoError
 from zeno_fast.host.context import current_host_call
 from zeno_fast.plugin import SlotDefinition
 from zeno_fast.stream import Stream, WholeStream
@@ -31,7 +31,10 @@ class WasmSlot(_wasm.Slot):
     def __init__(self, definition: SlotDefinition, driver: WasmDriver) -> None:
         super().__init__(definition, driver.pool, driver.timeout, not driver.public)
         self._driver = driver
-        self._pace = Pace(definition.blocking)
+        blocking = definition.blocking
+        if blocking is None and driver.reaches_callbacks:
+            blocking = True  # what the host does there may need the loop
+        self._pace = Pace(blocking)
 
     def submit(
         self, parameters: Parameters | None, timeout: float | None, scope: Scope | None
@@ -48,14 +51,21 @@ class WasmSlot(_wasm.Slot):
     def _submit(self, text: bytes, seconds: float, scope: Scope | None) -> Future[Any]:
         deadline = _wasmtime.deadline_ns(seconds)
         within = current_host_call()
-        if within is None:
-            return self._driver.executor().submit(self._timed, text, deadline, seconds, scope)
-        self._driver.pool.refuse_waiting_for_itself(self.definition.name, within)
-        # Not behind others: those may wait for this one. And whom it calls has to know, too.
-        context = copy_context()
-        return self._driver.inner_executor().submit(
-            context.run, self._timed, text, deadline, seconds, scope
-        )
+        try:
+            if within is None:
+                return self._driver.executor().submit(self._timed, text, deadline, seconds, scope)
+            self._driver.pool.refuse_waiting_for_itself(self.definition.name, within)
+            # Not behind others: those may wait for this one. And whom it calls has to know, too.
+            context = copy_context()
+            return self._driver.inner_executor().submit(
+                context.run, self._timed, text, deadline, seconds, scope
+            )
+        except RuntimeError as error:  # the plugin was closed just now, or the interpreter ends
+            if isinstance(error, ZenoError):
+                raise
+            raise PluginUnavailable(
+                f"plugin {self.plugin!r} was closed", plugin=self.plugin, slot=self.definition.name
+            ) from error
 
     def map(
         self, many: Iterable[Parameters], timeout: float | None, scope: Scope | None

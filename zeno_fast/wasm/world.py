@@ -15,7 +15,7 @@ from wasmtime import WasmtimeError, _ffi
 from zeno_fast._guest_output import RELEASE, WRITE, GuestOutput
 from zeno_fast.errors import PluginLoadError, PluginUnavailable
 from zeno_fast.log import plugin_logger
-from zeno_fast.permissions import granted_path, granted_variables
+from zeno_fast.permissions import granted_path, granted_variables, outermost_grants
 
 if TYPE_CHECKING:
     from zeno_fast.manifest import Manifest
@@ -50,7 +50,7 @@ class World:
         Raises PluginLoadError.
         """
         folders: dict[str, str] = {}
-        for grant in manifest.permissions.filesystem:
+        for grant in outermost_grants(manifest.permissions, manifest.folder):
             host, guest = _folder(manifest, grant)
             if os.path.isdir(host):
                 if folders.setdefault(guest, host) != host:
