@@ -300,7 +300,22 @@ def test_an_exception_of_a_signal_handler_costs_no_place(load: Load, way: str, f
     assert plugin.driver.status()["busy"] == 0
 
 
-def test_the_child_of_a_fork_can_call_whatever_other_threads_did_meanwhile(load: Load) -> None:
+def ended(child: int) -> int:
+    """Return how a process ended; one that takes too long is killed."""
+    deadline = time.monotonic() + 20
+    while not (found := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
+        time.sleep(0.002)
+    return found[1]
+
+
+def test_the_child_of_a_fork_can_call_whatever_other_threads_did_meanwhile(
+    load: Load, way: str
+) -> None:
+    if way == "public":
+        pytest.skip("each of the package's calls takes locks that a fork may find taken")
     plugin = load(ECHO, instances=2)
     done = threading.Event()
 
@@ -321,7 +336,7 @@ def test_the_child_of_a_fork_can_call_whatever_other_threads_did_meanwhile(load:
                     status = 0 if plugin.call({"n": 2}, timeout=10.0) == {"n": 2} else 2
                 finally:
                     os._exit(status)
-            assert os.waitpid(child, 0)[1] == 0
+            assert ended(child) == 0
     finally:
         done.set()
         for thread in threads:
