@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -43,6 +44,10 @@ def _threads() -> list[threading.Thread]:
 
 def _snapshot() -> tuple[int, int, set[int]]:
     return len(_descriptors()), len(_threads()), _children()
+
+
+# A shell that runs a script's commands in the background has Ctrl-C ignored in them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
