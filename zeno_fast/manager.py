@@ -232,9 +232,7 @@ class PluginManager:
         manifest = self._read(Path(folder))
         driver, description = self._start(manifest)
         try:
-            with self._lock:
-                self._refuse_if_closed()
-                return self._register(manifest, driver, description)
+            return self._take_in(manifest, driver, description)
         except BaseException:
             driver.close()
             raise
@@ -293,8 +291,13 @@ class PluginManager:
     def _finish(
         self, manifest: Manifest, start: Future[tuple[Driver, GuestDescription | None]]
     ) -> LoadedPlugin:
-        """Take in a plugin once it is started; one that fails is left for the caller to close."""
-        driver, description = start.result()
+        """Take in a plugin once it is started, or raise what kept it from that."""
+        return self._take_in(manifest, *start.result())
+
+    def _take_in(
+        self, manifest: Manifest, driver: Driver, description: GuestDescription | None
+    ) -> LoadedPlugin:
+        """Make a started plugin the manager's; one that is refused is the caller's to close."""
         with self._lock:
             self._refuse_if_closed()
             return self._register(manifest, driver, description)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["ARCHITECTURES", "SYSTEMS", "WASM", "Machine", "normal_key", "this_machine"]
+__all__ = [
+    "ARCHITECTURES",
+    "SYSTEMS",
+    "WASM",
+    "Machine",
+    "normal_key",
+    "processors",
+    "this_machine",
+]
 
 WASM = "wasm"
 SYSTEMS = ("windows", "linux", "darwin")
@@ -74,3 +83,10 @@ def this_machine() -> Machine:
     if system == "linux":
         libc = "musl" if "musl" in str(sysconfig.get_config_var("HOST_GNU_TYPE")) else "gnu"
     return Machine(system, _ALIASES.get(arch, arch), libc)
+
+
+def processors() -> int:
+    """Return the number of processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -12,6 +12,8 @@ from libc.string cimport memchr, memcpy, memmove
 
 import os
 
+import zeno_fast.platforms
+
 cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buf, size_t count)
     ssize_t write(int fd, const void *buf, size_t count)
@@ -105,13 +107,6 @@ cdef void widen(int fd) noexcept nogil:
         fcntl(fd, F_SETPIPE_SZ, <int> WIDE)
 
 
-def _processors():
-    """Return the number of processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @cython.final
 cdef class Pipe:
     """The host's ends of a sidecar's stdin and stdout; owns the descriptors until `close`.
@@ -147,7 +142,7 @@ cdef class Pipe:
         self.write_fd = write_fd
         self.exit_fd = exit_fd
         # With one processor to run on, the guest cannot run while this process waits for it awake.
-        self._alone = _processors() == 1
+        self._alone = zeno_fast.platforms.processors() == 1
         zb_open(&self._reader, read_fd)  # where that cannot be, `wait` does it all
 
     cdef int _make_room(self) noexcept nogil:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zeno_fast import _wasmtime
 from zeno_fast.errors import PluginLoadError, PluginUnavailable, UsageError, ZenoError
 from zeno_fast.limits import NO_LIMITS, WasmLimits
+from zeno_fast.platforms import processors
 from zeno_fast.plugin import GuestDescription, SlotDefinition, check_protocol
 from zeno_fast.wasm.hostcalls import HostCalls
 from zeno_fast.wasm.pool import InstancePool
@@ -81,7 +81,7 @@ class WasmDriver:
         host_calls = HostCalls(manifest, self._host)
         maker = GuestMaker(program, host_calls)
         self.public = maker.public
-        limit = manifest.wasm.instances or _processors()
+        limit = manifest.wasm.instances or processors()
         pool = InstancePool(maker, program.failures, limit, manifest.wasm.fresh)
         host_calls.pool = pool
         with self._lock:
@@ -176,10 +176,3 @@ class WasmDriver:
     def _unavailable(self) -> PluginUnavailable:
         name = self._manifest.name
         return PluginUnavailable(f"plugin {name!r} was closed", plugin=name)
-
-
-def _processors() -> int:
-    """Return the number of processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
