@@ -63,7 +63,8 @@ build() {
 # writes to stderr, from where the callers of this take it.
 #
 # CPython leaves much unfreed on purpose, so leaks are not looked for; its own allocator would hide
-# most faults. Segmentation faults are left to wasmtime, which makes traps of those in guests. Python's children inherit all of this, as they need to; sidecars get a clean
+# most faults. Segmentation faults are left to wasmtime, which makes traps of those in guests.
+# Children of Python inherit all of this, as they need to; sidecars get a clean
 # environment from zeno_fast anyway.
 sanitized() {
     local reports=$1
@@ -108,6 +109,6 @@ fi
 
 # Last, so that nothing has to be built again without them.
 cp ext/zeno_fast/_pipe.pyx "$work"
-fault 'realloc(self._buffer, capacity)' 'realloc(self._buffer, capacity // 2)' heap-buffer-overflow
+fault 'realloc(self._buffer, capacity)' 'realloc(self._buffer, capacity - 64)' heap-buffer-overflow
 fault 'capacity = self._capacity * 2' 'capacity = self._capacity << (self._capacity & 65536)' \
     'shift exponent'
