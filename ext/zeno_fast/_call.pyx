@@ -91,6 +91,13 @@ cdef class Call:
             raise error
         return self.data
 
+    def forget_future(self):
+        """Let go of the future of a call whose task needs it no more.
+
+        It holds the error, and that the frames that hold this call.
+        """
+        self.target = None
+
     def settle(self):
         """Give the answer to the future; its own thread calls this for an event loop's."""
         if self.sink is not None:
@@ -100,11 +107,11 @@ cdef class Call:
         # Whoever watches the deadline keeps the call; nobody needs what it carried any more.
         self.data = self.error = None
         self.payload = b""
+        if target is None:
+            return  # it was settled before an exception could say so, or its task has gone
         if self.kind == LOOP:
             if target.done() or target.get_loop().is_closed():
                 return
-        elif target is None:
-            return  # it was settled before an exception could say so
         else:
             self.target = None  # its task, in a loop, finds it here
             if not target.set_running_or_notify_cancel():

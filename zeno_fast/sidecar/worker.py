@@ -157,6 +157,7 @@ class Worker:
             raise
         finally:
             call.watcher.release(timer)
+            call.forget_future()
 
     def loop_watcher(self) -> LoopWatcher:
         """Return who reads for the calls of the running event loop. Raises NotSent at the end."""
