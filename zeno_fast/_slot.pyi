@@ -9,7 +9,8 @@ from zeno_fast.plugin import SlotDefinition
 
 @final
 class Route:
-    channel: Channel | None
+    def lead_to(self, channels: tuple[Channel, ...], grows: bool) -> None: ...
+    def pick(self) -> Channel | None: ...
 
 @disjoint_base
 class DirectSlot:

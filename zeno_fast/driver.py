@@ -88,6 +88,10 @@ class Driver(Protocol):
         """Say how the guest does, in values that JSON can carry."""
         ...
 
+    def reset(self) -> None:
+        """Forgive the failures for which calls are refused or put off."""
+        ...
+
     def begin_close(self) -> None:
         """Take no more calls and ask the guest to end; never blocks, `close` must follow."""
         ...

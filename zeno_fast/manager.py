@@ -28,6 +28,7 @@ from zeno_fast.errors import (
     UsageError,
     ZenoError,
 )
+from zeno_fast.events import EventHub
 from zeno_fast.host.functions import HostCallback, HostFunctions
 from zeno_fast.limits import NO_LIMITS, WasmLimits
 from zeno_fast.manifest import Manifest
@@ -97,6 +98,7 @@ class PluginManager:
         self._wasm_limits = wasm_limits
         self._allow_absolute = allow_absolute_binaries
         self._host = HostFunctions()
+        self._events = EventHub()
         self._lock = threading.RLock()
         self._plugins: dict[str, LoadedPlugin] = {}
         self._routes: dict[str, BoundSlot] = {}
@@ -356,6 +358,13 @@ class PluginManager:
         current.driver.close()
         return new
 
+    def reset_plugin(self, name: str) -> None:
+        """Forgive a plugin the failures for which it is refused; it is started again.
+
+        Raises PluginUnavailable where none has that name.
+        """
+        self.get_plugin(name).driver.reset()
+
     def reload_all_plugins(self) -> LoadReport:
         """Reload every plugin; the failures leave their old version serving."""
         report = LoadReport()
@@ -522,6 +531,7 @@ class PluginManager:
             self._timeout,
             self._max_message,
             describe_late,
+            self._events,
         )
 
     def _register(

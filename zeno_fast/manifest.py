@@ -32,7 +32,9 @@ __all__ = ["ConfigParameter", "Manifest", "Permissions", "SidecarOptions", "Wasm
 
 FILE_NAME = "manifest.yaml"
 MOST_INSTANCES = 4096
+MOST_WORKERS = 1024
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_RANGE = re.compile(r"(\d{1,6}) *\.\. *(\d{1,6})")
 _CONFIG_TYPES = (
     "string", "str", "text", "secret", "password", "url", "path", "file", "duration", "enum",
     "int", "integer", "number", "float", "double", "bool", "boolean",
@@ -56,6 +58,11 @@ class SidecarOptions:
     """The section `sidecar`; times in seconds, sizes in bytes, None for the manager's own limit.
 
     Attributes:
+        workers: How many processes there are at least and at most.
+        max_jobs: Calls after which a process is replaced, or 0.
+        ttl: Age at which a process is replaced, or 0.
+        idle_ttl: Time without a call after which a process ends, or 0.
+        max_memory: Resident memory above which a process is replaced.
         strict: Whether noise on stdout is an error and not only logged.
     """
 
@@ -66,7 +73,7 @@ class SidecarOptions:
     env: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     transport: str = "auto"
     args: tuple[str, ...] = ()
-    workers: int = 1
+    workers: tuple[int, int] = (1, 1)
     max_jobs: int = 0
     ttl: float = 0.0
     idle_ttl: float = 0.0
@@ -316,17 +323,6 @@ class _Reader:
         transport = section.choice("transport", ("auto", "stdio", "shm"), "auto")
         if transport == "shm":
             raise self._not_yet(section, "transport", "`auto` or `stdio`")
-        self._one_worker(section)
-        if section.integer("max_jobs", 0, 0):
-            raise self._not_yet(section, "max_jobs", "no such key, or 0")
-        for name in ("ttl", "idle_ttl"):
-            node = section.get(name)
-            if node is not None and self.document.duration(node, section.key(name), zero=True):
-                raise self._not_yet(section, name, "no such key, or 0")
-        memory = section.get("max_memory")
-        if memory is not None:
-            self.document.size(memory, section.key("max_memory"), 1, 1 << 50)
-            raise self._not_yet(section, "max_memory", "no such key")
         env = section.texts_by_name("env")
         for name in env:
             if not name or "=" in name or "\0" in name:
@@ -334,7 +330,6 @@ class _Reader:
                 raise self.document.error(
                     "is not a name for a variable", node, f"sidecar.env.{name}", "such as `MY_MODE`"
                 )
-        stop = section.get("stop_timeout")
         default = SidecarOptions()
         options = SidecarOptions(
             protocol=protocol,
@@ -344,33 +339,50 @@ class _Reader:
             env=env,
             transport=transport,
             args=section.texts("args"),
+            workers=self._workers(section),
+            max_jobs=section.integer("max_jobs", default.max_jobs, 0),
+            ttl=self._seconds(section, "ttl", default.ttl),
+            idle_ttl=self._seconds(section, "idle_ttl", default.idle_ttl),
             timeout=section.duration("timeout"),
-            stop_timeout=(
-                default.stop_timeout
-                if stop is None
-                else self.document.duration(stop, section.key("stop_timeout"), zero=True)
-            ),
+            stop_timeout=self._seconds(section, "stop_timeout", default.stop_timeout),
             cancel_timeout=section.duration("cancel_timeout") or default.cancel_timeout,
+            max_memory=self._size(section, "max_memory", 1 << 20),
             max_queue=section.integer("max_queue", default.max_queue, 1),
-            max_request=self._message_size(section, "max_request"),
-            max_response=self._message_size(section, "max_response"),
+            max_request=self._size(section, "max_request", 1024),
+            max_response=self._size(section, "max_response", 1024),
             strict=section.flag("strict", default.strict),
         )
         section.finish()
         return options
 
-    def _message_size(self, section: Fields, name: str) -> int | None:
+    def _size(self, section: Fields, name: str, least: int) -> int | None:
         node = section.get(name)
-        return None if node is None else self.document.size(node, section.key(name), 1024, 1 << 40)
+        return None if node is None else self.document.size(node, section.key(name), least, 1 << 50)
 
-    def _one_worker(self, section: Fields) -> None:
+    def _seconds(self, section: Fields, name: str, default: float) -> float:
+        node = section.get(name)
+        if node is None:
+            return default
+        return self.document.duration(node, section.key(name), zero=True)
+
+    def _workers(self, section: Fields) -> tuple[int, int]:
+        """Read `4`, or `1..4` and `0..4` for the least and the most."""
         node = section.get("workers")
         if node is None:
-            return
-        if isinstance(node, ScalarNode) and re.fullmatch(r"\d+ *(\.\.|-) *\d+", node.text):
-            raise self._not_yet(section, "workers", "1")
-        if self.document.integer(node, section.key("workers"), 1) != 1:
-            raise self._not_yet(section, "workers", "1")
+            return SidecarOptions().workers
+        found = _RANGE.fullmatch(node.text.strip()) if isinstance(node, ScalarNode) else None
+        if found is None or not isinstance(node, ScalarNode):
+            count = self.document.integer(node, section.key("workers"), 1, MOST_WORKERS)
+            return count, count
+        least, most = int(found[1]), int(found[2])
+        if not least <= most or not 1 <= most <= MOST_WORKERS:
+            raise self.document.error(
+                f"`{node.text}` is not a range of processes",
+                node,
+                section.key("workers"),
+                f"the least and the most, such as `1..4`, at most {MOST_WORKERS}",
+            )
+        return least, most
 
     def _not_yet(self, section: Fields, name: str, expected: str) -> ManifestError:
         node = section.get(name)

@@ -10,6 +10,7 @@ cdef enum:
 
 cdef class RequestTemplate:
     cdef readonly str slot
+    cdef readonly bint idempotent
     cdef bytes middle
 
 cdef class Call:
@@ -28,6 +29,7 @@ cdef class Call:
     cdef int kind
     cdef readonly object within  # the HostCall that it was made in, or None
     cdef object sink  # of a stream: takes its chunks
+    cdef object channel  # of a pipeline: where it was sent
     cdef bint done
     cdef readonly bint ready  # whoever waits for it has something to look at
     cdef bint ping

@@ -5,6 +5,8 @@ from libc.stdint cimport int64_t
 
 import orjson
 
+import zeno_fast.errors
+
 cdef extern from "pythread.h":
     ctypedef long long PY_TIMEOUT_T
     ctypedef enum PyLockStatus:
@@ -25,10 +27,16 @@ class NotSent(Exception):
 
 @cython.final
 cdef class RequestTemplate:
-    """The constant part of the requests for one slot, encoded once."""
+    """The constant part of the requests for one slot, encoded once.
 
-    def __init__(self, str slot):
+    Args:
+        slot: Its name.
+        idempotent: Whether a call may be sent again that a guest has had and not answered.
+    """
+
+    def __init__(self, str slot, bint idempotent=False):
         self.slot = slot
+        self.idempotent = idempotent
         self.middle = b'","slot_name":' + orjson.dumps(slot) + b',"parameters":'
 
 
@@ -50,9 +58,12 @@ cdef class Call:
         return self.done
 
     @property
-    def unsent(self):
-        """Whether it failed before the guest got it, so that another process may have it."""
-        return isinstance(self.error, NotSent)
+    def repeatable(self):
+        """Whether it failed with its process, and another may have it: it did not get that far, or
+        its slot says that twice does no harm.
+        """
+        return isinstance(self.error, NotSent) or (
+            self.template.idempotent and isinstance(self.error, zeno_fast.errors.PluginCrashed))
 
     @property
     def parameters(self):
@@ -63,6 +74,11 @@ cdef class Call:
     def deadline(self):
         """When it expires, in nanoseconds on the clock of time.monotonic_ns."""
         return self.deadline_ns
+
+    @property
+    def request(self):
+        """The constant part of its request."""
+        return self.template
 
     @property
     def slot(self):

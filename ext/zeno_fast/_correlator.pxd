@@ -38,10 +38,13 @@ cdef class Correlator:
     cdef bint _lost
     cdef object _reason
     cdef bint _strict
+    cdef uint64_t _last_call  # how many calls it takes
     cdef readonly uint64_t calls
     cdef readonly uint64_t stray
     cdef readonly uint64_t late
     cdef readonly uint64_t noise
+    cdef Py_ssize_t load(self) noexcept
+    cdef bint full(self) noexcept
     cdef Call new_call(
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope, int kind
     )

@@ -47,6 +47,7 @@ cdef enum:
     TAIL = 64  # bytes of a request behind its parameters, at most
 
 cdef const char *TIMEOUT = b',"timeout_ms":'
+cdef uint64_t NO_LAST_CALL = <uint64_t> -1
 
 
 cdef class Correlator:
@@ -82,6 +83,12 @@ cdef class Correlator:
         self._max_request = max_request
         self._strict = strict
         self._framed = self._header = -1
+        self._last_call = NO_LAST_CALL
+
+    @property
+    def owner(self):
+        """Who is told of noise, host calls and the end."""
+        return self._owner
 
     @property
     def lost(self):
@@ -94,6 +101,21 @@ cdef class Correlator:
         return self._multiplexed
 
     @property
+    def spent(self):
+        """Whether it has taken all the calls that `take_only` allowed."""
+        return self.calls >= self._last_call
+
+    @property
+    def heard(self):
+        """Number of times that something was read from the guest."""
+        return self._heard
+
+    @property
+    def pending(self):
+        """Number of calls that are not answered yet, sent or not."""
+        return self.load()
+
+    @property
     def in_flight(self):
         """Number of calls that the guest has and has not answered."""
         return len(self._pending) + (self._alone != 0)
@@ -102,6 +124,19 @@ cdef class Correlator:
     def queued(self):
         """Number of calls that wait to be sent."""
         return len(self._queue)
+
+    def take_only(self, count):
+        """Take this many more calls and then raise NotSent; the owner's `spent` is told."""
+        self._last_call = self.calls + <uint64_t> count
+
+    def shed(self):
+        """Let the calls that wait to be sent go to other processes; return how many there were."""
+        cdef Py_ssize_t count = len(self._queue)
+        while self._queue:
+            self._finish(self._queue.pop(), None, NotSent())
+        if count:
+            self._pipe.wake()  # one of them may be that of the thread that reads
+        return count
 
     def use_features(self, features):
         """Take note of what the guest said in `plugin_init` that it understands.
@@ -128,6 +163,14 @@ cdef class Correlator:
 
     # -- calls --------------------------------------------------------------------------------
 
+    cdef Py_ssize_t load(self) noexcept:
+        """Count the calls that are not answered yet."""
+        return len(self._pending) + len(self._queue) + (self._alone != 0)
+
+    cdef bint full(self) noexcept:
+        """Tell whether it takes no more calls: its process ends, or has done its share."""
+        return self._lost or self._ended or self.calls >= self._last_call
+
     cdef Call new_call(
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope, int kind
     ):
@@ -143,7 +186,7 @@ cdef class Correlator:
     cdef int _admit(self, RequestTemplate template, bytes payload) except -1:
         """Count a call, or refuse it."""
         cdef str slot = template.slot
-        if self._lost or self._ended:
+        if self.full():
             raise NotSent()
         if PyBytes_GET_SIZE(payload) > self._max_request:
             raise MessageTooLarge(
@@ -163,6 +206,8 @@ cdef class Correlator:
                 f"wait for it already; slot {slot!r} was not called",
                 plugin=self._plugin, slot=slot)
         self.calls += 1
+        if self.calls == self._last_call:
+            self._owner.spent()
         return 0
 
     cdef int _take_up(self, Call call, uint64_t number) except -1:

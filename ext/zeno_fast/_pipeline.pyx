@@ -12,8 +12,11 @@ from zeno_fast._slot cimport DirectSlot
 from collections import deque
 
 from zeno_fast._call import NotSent
-from zeno_fast.errors import PluginUnavailable
+from zeno_fast.errors import PluginCrashed, PluginUnavailable
 
+
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
 
 cdef int64_t SLOW_NS = 1_000_000  # a source that takes longer is not read ahead
 
@@ -27,8 +30,8 @@ cdef class Pipeline:
 
     Args:
         slot: Which to call.
-        driver: Gives the running process by `worker(deadline_ns)`, calls anew by `exchange` what a
-            process that ended had not been sent, and is told by `succeeded`.
+        driver: Gives the running processes by `workers(deadline_ns)`, calls anew by `exchange` what
+            a process that ended had not been sent, and is told by `succeeded`.
         source: An iterator of parameters.
         timeout: Seconds for each call, or None.
         scope: For each call, or None.
@@ -44,8 +47,9 @@ cdef class Pipeline:
     cdef Py_ssize_t _width
     cdef Py_ssize_t _max_nbytes
     cdef object _window
-    cdef object _worker
-    cdef Channel _channel
+    cdef tuple _workers  # the processes that take calls now, and
+    cdef tuple _channels  # the way to each
+    cdef set _used  # processes that were sent any
     cdef bytes _held  # encoded parameters that could not be sent yet
     cdef object _failure  # what the source raised
     cdef bint _exhausted
@@ -63,6 +67,8 @@ cdef class Pipeline:
         self._width = width
         self._max_nbytes = max_nbytes
         self._window = deque()
+        self._workers = self._channels = ()
+        self._used = set()
 
     def __iter__(self):
         return self
@@ -72,6 +78,8 @@ cdef class Pipeline:
         cdef int64_t later_ns
         if len(self._window) <= self._width // 2 and (not self._exhausted or self._held):
             self._fill()
+            while not self._window and (not self._exhausted or self._held):
+                self._fill()  # the process that was to have them has just ended
         if not self._window:
             failure, self._failure = self._failure, None
             if failure is not None:
@@ -85,9 +93,13 @@ cdef class Pipeline:
                 call.began_ns += later_ns
                 call.deadline_ns += later_ns
         try:
-            data = self._channel.take_answer(call)
+            data = (<Channel> call.channel).take_answer(call)
         except NotSent:
-            data = self._driver.exchange(call.template, call.payload, call.deadline_ns, call.scope)
+            data = self._again(call)
+        except PluginCrashed:
+            if not call.template.idempotent:
+                raise
+            data = self._again(call)
         if self._forgives:
             self._forgives = False
             self._driver.succeeded()
@@ -95,32 +107,40 @@ cdef class Pipeline:
 
     def close(self):
         """Give up the calls that are on their way. Idempotent."""
+        cdef Call call
         self._exhausted = True
         self._held = None
         while self._window:
-            self._channel.abandon(self._window.popleft())
-        if self._worker is not None:
-            worker, self._worker = self._worker, None
-            self._driver.release(worker)
+            call = <Call> self._window.popleft()
+            (<Channel> call.channel).abandon(call)
+        while self._used:
+            self._driver.release(self._used.pop())
+
+    cdef object _again(self, Call call):
+        return self._driver.exchange(call.template, call.payload, call.deadline_ns, call.scope)
 
     cdef int _fill(self) except -1:
-        """Send calls until the window is full, or until the process takes no more for now."""
+        """Send calls until the window is full, or until a process takes no more for now."""
         cdef int64_t deadline_ns = self._slot.deadline_ns(self._timeout)
         cdef int64_t before_ns
         cdef Py_ssize_t nbytes = 0
         cdef Py_ssize_t width = self._width
         cdef bytes payload
-        worker = self._driver.worker(deadline_ns)
-        while worker is not self._worker:
-            if self._window:
-                return 0  # its calls are all failing; they come first
-            if self._worker is not None:
-                self._driver.release(self._worker)
-            self._worker = worker
-            self._channel = worker.channel
+        cdef Channel channel
+        # Where none runs, those calls are failing; they come first.
+        workers = self._driver.running_workers if self._window else self._driver.workers(deadline_ns)
+        if not workers:
+            return 0
+        if workers is not self._workers:
+            self._workers = workers
+            self._channels = tuple([worker.channel for worker in workers])
+            self._used.update(workers)
         self._forgives = self._driver.failures > 0
-        if not self._channel.returns_ids:
-            width = min(width, 2)  # it takes one at a time, and has the next at hand
+        for channel in self._channels:
+            if not channel.returns_ids:
+                # Each takes one at a time, and has the next at hand.
+                width = min(width, 2 * len(self._channels))
+                break
         try:
             while len(self._window) < width and nbytes < self._max_nbytes:
                 before_ns = monotonic_ns()
@@ -134,7 +154,8 @@ cdef class Pipeline:
                 if monotonic_ns() - before_ns > SLOW_NS:
                     break  # what is on its way is worth more than a full window
         finally:
-            self._channel.write_out()
+            for channel in self._channels:
+                channel.write_out()
         return 0
 
     cdef bytes _next_payload(self):
@@ -154,17 +175,33 @@ cdef class Pipeline:
 
     cdef bint _send(self, bytes payload, int64_t deadline_ns) except -1:
         """Start a call; False where it has to be tried again later."""
-        cdef Call call = self._channel.new_call(
+        cdef Channel channel = self._least_busy()
+        cdef Call call = channel.new_call(
             self._slot.template, payload, deadline_ns, self._scope, THREAD)
+        call.channel = channel
         try:
-            self._channel.begin(call)
+            channel.begin(call)
         except (NotSent, PluginUnavailable) as error:
             # Either the process has just ended, or others fill its queue.
             if type(error) is not NotSent and not self._window:
                 raise
             self._held = payload
             return False
-        if not self._channel.returns_ids:
-            self._worker.track(call)  # the iterator may be kept and never read on
+        if not channel.returns_ids:
+            channel.owner.track(call)  # the iterator may be kept and never read on
         self._window.append(call)
         return True
+
+    cdef Channel _least_busy(self):
+        cdef Channel channel
+        cdef Channel best = self._channels[0]
+        cdef Py_ssize_t load
+        cdef Py_ssize_t least
+        if len(self._channels) > 1:
+            least = PY_SSIZE_T_MAX
+            for channel in self._channels:
+                load = PY_SSIZE_T_MAX - 1 if channel.full() else channel.load()
+                if load < least:
+                    best = channel
+                    least = load
+        return best

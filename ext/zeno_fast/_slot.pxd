@@ -5,7 +5,10 @@ from zeno_fast._channel cimport Channel
 from zeno_fast._envelope cimport InputCheck
 
 cdef class Route:
-    cdef public Channel channel
+    cdef Channel _only
+    cdef tuple _channels
+    cdef bint _grows
+    cdef Channel choose(self)
 
 cdef class DirectSlot:
     cdef readonly object definition

@@ -10,15 +10,48 @@ from zeno_fast._nesting cimport inherited
 from zeno_fast._pipe cimport monotonic_ns
 
 from zeno_fast._call import NotSent
+from zeno_fast.errors import PluginCrashed
 
 
 @cython.final
 cdef class Route:
-    """Where the calls of one plugin go at this moment.
+    """Where the calls of one plugin go at this moment."""
 
-    Attributes:
-        channel: To the running process; None where the driver has to be asked first.
-    """
+    def __init__(self):
+        self._channels = ()
+
+    def lead_to(self, channels, grows):
+        """Let calls go over the least busy of some channels.
+
+        Args:
+            channels: A tuple; none where the driver has to be asked first.
+            grows: Whether it has to be asked, too, where no channel is idle.
+        """
+        self._only = channels[0] if len(channels) == 1 and not grows else None
+        self._channels = channels
+        self._grows = grows
+
+    def pick(self):
+        """Return the least busy channel, or None where the driver has to be asked."""
+        return self.choose()
+
+    cdef Channel choose(self):
+        cdef Channel channel
+        cdef Channel best = self._only
+        cdef Py_ssize_t load
+        cdef Py_ssize_t least = 0
+        if best is not None:
+            return best
+        for channel in self._channels:
+            if channel.full():
+                continue
+            load = channel.load()
+            if load == 0:
+                return channel
+            if best is None or load < least:
+                best = channel
+                least = load
+        return None if self._grows else best
 
 
 cdef class DirectSlot:
@@ -34,7 +67,7 @@ cdef class DirectSlot:
 
     def __init__(self, definition, Route route, double timeout, exchange):
         self.definition = definition
-        self.template = RequestTemplate(definition.name)
+        self.template = RequestTemplate(definition.name, definition.idempotent)
         self._route = route
         self._check = InputCheck(definition)
         self._timeout_ns = _nanoseconds(timeout)
@@ -61,12 +94,15 @@ cdef class DirectSlot:
         """Call the slot and return its data; see `zeno_fast.driver.BoundSlot`."""
         cdef bytes payload = self.encode(parameters)
         cdef int64_t deadline_ns = self.deadline_ns(timeout)
-        cdef Channel channel = self._route.channel
+        cdef Channel channel = self._route.choose()
         if channel is not None:
             try:
                 return channel.exchange(self.template, payload, deadline_ns, scope)
             except NotSent:
                 pass  # its process has ended: the driver starts another
+            except PluginCrashed:
+                if not self.template.idempotent:
+                    raise
         return self._exchange(self.template, payload, deadline_ns, scope)
 
 

@@ -109,10 +109,11 @@ sidecar:
   env: {{PORT: 8080, DEBUG: true, EMPTY: "", RATIO: 1.50}}
   transport: stdio
   args: [--port, 8080]
-  workers: 1
-  max_jobs: 0
-  ttl: 0
-  idle_ttl: 0
+  workers: 2..8
+  max_jobs: 100
+  ttl: 1h
+  idle_ttl: 60
+  max_memory: 512MiB
   timeout: 500ms
   stop_timeout: 0
   max_queue: 10
@@ -151,6 +152,11 @@ def test_every_key_is_read(load):
         env=env,
         transport="stdio",
         args=("--port", "8080"),
+        workers=(2, 8),
+        max_jobs=100,
+        ttl=3600.0,
+        idle_ttl=60.0,
+        max_memory=512 << 20,
         timeout=0.5,
         stop_timeout=0.0,
         max_queue=10,
@@ -283,6 +289,12 @@ def test_a_wrong_manifest_names_line_column_key_and_what_was_expected(
         ("sidecar", "args", "{a: b}", "a list of strings"),
         ("sidecar", "workers", "many", "a whole number"),
         ("sidecar", "workers", "0", "at least 1"),
+        ("sidecar", "workers", "1025", "at most 1024"),
+        ("sidecar", "workers", "4..2", "`1..4`"),
+        ("sidecar", "workers", "0..0", "`1..4`"),
+        ("sidecar", "workers", "1..2000", "at most 1024"),
+        ("sidecar", "workers", "1..", "a whole number"),
+        ("sidecar", "max_memory", "1000", "bytes"),
         ("sidecar", "max_jobs", "x", "a whole number"),
         ("sidecar", "ttl", "soon", "seconds"),
         ("sidecar", "timeout", "0", "more than 0"),
@@ -317,12 +329,6 @@ def test_wrong_options_are_refused_with_their_key(refuse, section, key, value, w
         ("protocol", "fastcgi"),
         ("protocol", "http"),
         ("transport", "shm"),
-        ("workers", "2"),
-        ("workers", "2..8"),
-        ("max_jobs", "100"),
-        ("ttl", "1h"),
-        ("idle_ttl", "60"),
-        ("max_memory", "512MiB"),
     ],
 )
 def test_protocol_and_other_keys_are_never_read_and_then_not_used(refuse, key, value):
@@ -330,6 +336,13 @@ def test_protocol_and_other_keys_are_never_read_and_then_not_used(refuse, key, v
     error = refuse(f"{SIDECAR}sidecar:\n  {key}: {value}\n")
     assert "not available in this version" in str(error)
     assert (error.line, error.column, error.key) == (5, 5 + len(key), f"sidecar.{key}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("4", (4, 4)), ("0..1", (0, 1)), ("2 .. 1024", (2, 1024))]
+)
+def test_the_number_of_workers_is_one_or_a_range(load, text, expected):
+    assert load(f"{SIDECAR}sidecar:\n  workers: {text}\n").sidecar.workers == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Makes the slots of one sidecar plugin callable, and starts its process again when it died."""
+"""Makes the slots of one sidecar plugin callable, whichever of its processes answers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from zeno_fast._call import Call, NotSent, RequestTemplate
 from zeno_fast._pipeline import Pipeline
-from zeno_fast._slot import DirectSlot, Route
-from zeno_fast.binary import open_executable
+from zeno_fast._slot import DirectSlot
 from zeno_fast.driver import Parameters, Scope
 from zeno_fast.errors import (
-    MessageTooLarge,
     PluginCrashed,
     PluginLoadError,
     PluginUnavailable,
@@ -25,39 +23,40 @@ from zeno_fast.errors import (
     SlotTimeout,
     ZenoError,
 )
-from zeno_fast.host.context import HostCall, current_host_call
+from zeno_fast.events import EventHub
+from zeno_fast.host.context import current_host_call
 from zeno_fast.host.functions import HostFunctions
-from zeno_fast.log import plugin_logger
 from zeno_fast.manifest import Manifest
-from zeno_fast.plugin import GuestDescription, SlotDefinition, check_protocol
+from zeno_fast.plugin import GuestDescription, SlotDefinition
+from zeno_fast.sidecar.factory import WorkerFactory
 from zeno_fast.sidecar.future import SlotFuture
 from zeno_fast.sidecar.monitor import Monitor
-from zeno_fast.sidecar.process import Process, make_environment
+from zeno_fast.sidecar.pool import WorkerPool
 from zeno_fast.sidecar.stream import SidecarStream
 from zeno_fast.sidecar.worker import Worker
-from zeno_fast.slots import parse_slots
 from zeno_fast.stream import Stream
 
-HANDSHAKE_TIMEOUT = 10.0  # seconds for each life-cycle slot, where the manifest sets no timeout
 WINDOW = 256  # calls of one `map` that are pending at the same time
 WINDOW_NBYTES = 4 * 1024 * 1024  # and their size
-INIT = RequestTemplate("plugin_init")
-REGISTER_SLOTS = RequestTemplate("plugin_register_slots")
-NO_PARAMETERS = b"{}"
+REPEATS = 2  # times that the call of an idempotent slot is sent again after its process died
+COUNTS = (
+    "calls", "in_flight", "queued", "stray_answers", "late_answers", "noise_lines", "memory",
+)  # fmt: skip
 
 
 class SidecarDriver:
-    """Calls one sidecar plugin; owns its process until `close`.
+    """Calls one sidecar plugin; owns its processes until `close`.
 
     Args:
         manifest: What to start and how; already validated.
         host: What the guest may ask of the host.
-        monitor: Watches the process.
+        monitor: Watches the processes.
         executor: Runs host calls and the callbacks of futures.
-        jobs: Runs what the driver does itself: starting, stopping, sending again.
+        jobs: Runs what the driver does itself: starting, stopping.
         default_timeout: Seconds a call may take where neither caller nor manifest says.
         max_message: Bytes of one message, either way, where the manifest says nothing.
         on_described: Is told what the guest offers when a first call started it.
+        events: Is told of starts, ends and restarts.
     """
 
     def __init__(
@@ -70,58 +69,51 @@ class SidecarDriver:
         default_timeout: float,
         max_message: int,
         on_described: Callable[[GuestDescription], None],
+        events: EventHub,
     ) -> None:
         self.manifest = manifest
         self.executor = executor
-        self.jobs = jobs
         self.timeout = manifest.sidecar.timeout or default_timeout
         self.max_message = max_message
-        self._host = host
-        self._monitor = monitor
         self._on_described = on_described
-        self._lock = threading.Lock()
-        self._worker: Worker | None = None
-        self._launching: Worker | None = None
-        self._starting: Future[Worker] | None = None
-        self._retired: set[Worker] = set()
+        self._loading = False
+        self._description = GuestDescription()
         self._closed = False
-        self._described = False
-        self._silent = False
-        self._host_calls: set[HostCall] = set()
-        self._failures = 0
-        self._restarts = 0
-        self._last_cause = ""
-        self._executable = open_executable(manifest)
-        self.route = Route()
+        self._factory = WorkerFactory(
+            manifest, host, monitor, executor, max_message, self.resubmit, self._ended,
+            self._spent, self._take_description,
+        )  # fmt: skip
+        self._pool = WorkerPool(manifest, self._factory, monitor, jobs, events)
+        self.route = self._pool.route
 
     def load(self) -> GuestDescription | None:
-        """Start the process and ask what it offers; None where the first call is to start it."""
+        """Start the first process and ask what it offers; None where the first call starts it."""
         if not self.manifest.sidecar.auto_start:
             return None
         return self.start()
 
     def start(self) -> GuestDescription:
-        """Start the process now, whatever `auto_start` says. Raises PluginLoadError."""
+        """Start a process now, whatever `auto_start` says. Raises PluginLoadError."""
+        self._loading = True
         try:
-            worker, description = self._launch()
+            self._pool.start().result()
         except (PluginCrashed, PluginUnavailable, ProtocolError) as error:
             raise PluginLoadError(
                 f"plugin {self.manifest.name!r} did not start: {error}",
                 plugin=self.manifest.name,
                 folder=self.manifest.folder,
             ) from error
-        self._worker = worker
-        self._described = True
-        self._open_route()
-        return description
+        finally:
+            self._loading = False
+        return self._description
 
     @property
     def described(self) -> bool:
         """Whether the guest has been asked what it offers."""
-        return self._described
+        return self._factory.described
 
     def describe(self) -> None:
-        """Start the process if none runs, so that what it offers gets known."""
+        """Start a process if none runs, so that what it offers gets known."""
         self.worker(time.monotonic_ns() + int(self.timeout * 1e9))
 
     def bind(self, definition: SlotDefinition) -> SidecarSlot:
@@ -129,66 +121,46 @@ class SidecarDriver:
         return SidecarSlot(self, definition)
 
     def status(self) -> dict[str, Any]:
-        """Say whether the process runs, its pid, and what was counted."""
-        worker = self.running_worker
-        status: dict[str, Any] = {
-            "state": "closed" if self._closed else "running" if worker else "stopped",
-            "restarts": self._restarts,
-            "consecutive_failures": self._failures,
-            "last_failure": self._last_cause or None,
+        """Say whether processes run, their pids, and what was counted."""
+        status = self._pool.status()
+        workers = status["workers"]
+        status |= {
             "transport": "stdio",
             "sandbox": "none",
-            "host_calls": len(self._host_calls),
+            "host_calls": len(self._factory.host_calls),
         }
-        if worker is not None:
-            status |= {
-                "pid": worker.pid,
-                "uptime": round(worker.uptime, 3),
-                "calls": worker.channel.calls,
-                "in_flight": worker.channel.in_flight,
-                "queued": worker.channel.queued,
-                "returns_ids": worker.channel.returns_ids,
-                "stray_answers": worker.channel.stray,
-                "late_answers": worker.channel.late,
-                "noise_lines": worker.channel.noise,
-            }
+        if workers:
+            # Of the first, which is the only one where the manifest does not ask for more.
+            status |= {name: workers[0][name] for name in ("pid", "uptime", "returns_ids")}
+            status |= {name: sum(worker[name] for worker in workers) for name in COUNTS}
         return status
 
+    def reset(self) -> None:
+        """Forgive all failures: a plugin that was refused is started again."""
+        self._pool.reset()
+
     def begin_close(self) -> None:
-        """Take no more calls and ask the process to end; `close` waits for it."""
+        """Take no more calls and ask the processes to end; `close` waits for them."""
         self._closed = True
-        self.route.channel = None
-        for worker in (self._worker, self._launching):
-            if worker is not None:
-                worker.begin_stop()
+        self._pool.begin_close()
 
     def close(self) -> None:
-        """End the process and wait until it is gone. Idempotent."""
+        """End the processes and wait until they are gone. Idempotent."""
         self.begin_close()
-        with self._lock:
-            starting, worker = self._starting, self._worker
-            retired = list(self._retired)
-            self._worker = None
-        if worker is not None:
-            worker.stop()
-        for old in retired:
-            old.stop()
-        if starting is not None:
-            # It finds the driver closed and ends what it started.
-            wait([starting], self.manifest.sidecar.stop_timeout + HANDSHAKE_TIMEOUT)
-        self._executable.close()
+        self._pool.close()
+        self._factory.close()
 
-    # -- the running process ------------------------------------------------------------------
+    # -- the running processes ----------------------------------------------------------------
 
     def worker(self, deadline_ns: int) -> Worker:
-        """Return the running process, started first where there is none.
+        """Return the least busy process, started first where there is none.
 
         Raises PluginUnavailable, PluginCrashed, PluginLoadError or SlotTimeout.
         """
-        worker = self.running_worker
+        worker = self._pool.pick()
         if worker is not None:
             return worker
-        starting = self._begin_start()
+        starting = self._start()
         left = (deadline_ns - time.monotonic_ns()) / 1e9
         try:
             return starting.result(min(max(0.0, left), threading.TIMEOUT_MAX))
@@ -198,87 +170,58 @@ class SidecarDriver:
             raise self._still_starting() from error
 
     async def worker_async(self, deadline_ns: int) -> Worker:
-        """Return the running process as `worker` does, without blocking the event loop."""
-        starting = asyncio.wrap_future(self._begin_start())
+        """Return a process as `worker` does, without blocking the event loop."""
+        worker = self._pool.pick()
+        if worker is not None:
+            return worker
+        starting = asyncio.wrap_future(self._start())
         left = (deadline_ns - time.monotonic_ns()) / 1e9
         done, _ = await asyncio.wait([starting], timeout=max(0.0, left))
         if not done:
             raise self._still_starting()
         return starting.result()
 
+    @property
+    def running_workers(self) -> tuple[Worker, ...]:
+        """The processes that take calls now."""
+        return self._pool.workers
+
+    def workers(self, deadline_ns: int) -> tuple[Worker, ...]:
+        """Return all that take calls, at least one. Raises as `worker` does."""
+        worker = self.worker(deadline_ns)
+        return self._pool.workers or (worker,)
+
+    def _start(self) -> Future[Worker]:
+        if self._closed:
+            raise PluginUnavailable(
+                f"plugin {self.manifest.name!r} is closed", plugin=self.manifest.name
+            )
+        return self._pool.start()
+
     def _still_starting(self) -> SlotTimeout:
+        text = f"plugin {self.manifest.name!r} was still starting when the time was up"
+        cause = self._pool.breaker.last_cause if self.failures else ""
         return SlotTimeout(
-            f"plugin {self.manifest.name!r} was still starting when the time was up",
+            f"{text}; it failed {self.failures} times before: {cause}" if cause else text,
             plugin=self.manifest.name,
         )
 
-    def _begin_start(self) -> Future[Worker]:
-        """Start a process off the callers' threads, one for all who wait, whatever their time."""
-        with self._lock:
-            if self._starting is None or self._starting.done():
-                worker = self.running_worker
-                if worker is not None:
-                    running: Future[Worker] = Future()
-                    running.set_result(worker)
-                    return running
-                self._refuse_if_unavailable()
-                self._starting = self.jobs.submit(self._start)
-            return self._starting
-
-    def _start(self) -> Worker:
-        first = self._worker is None
-        try:
-            worker, description = self._launch()
-        except PluginLoadError as error:
-            self._failed(str(error))
-            raise
-        if not self._described:
-            self._on_described(description)
-            self._described = True
-        with self._lock:
-            if not self._closed:
-                self._worker = worker
-                self._restarts += not first
-                return worker
-        worker.stop()
-        raise PluginUnavailable(
-            f"plugin {self.manifest.name!r} was closed while it started", plugin=self.manifest.name
-        )
-
-    @property
-    def running_worker(self) -> Worker | None:
-        """The running process, or None where one has to be started first."""
-        worker = self._worker
-        return None if worker is None or worker.channel.lost else worker
-
     def succeeded(self) -> None:
         """Forgive the failures before a call that was answered."""
-        self._failures = 0
-        self._open_route()
-
-    def _open_route(self) -> None:
-        """Let callers use the channel directly, where nothing has to be done around a call."""
-        worker = self.running_worker
-        if worker is not None and self.manifest.sidecar.keep_alive and not self._failures:
-            self.route.channel = worker.channel
+        if self._pool.breaker.failures:
+            self._pool.succeeded()
 
     @property
     def failures(self) -> int:
-        """Number of times in a row that the process died."""
-        return self._failures
+        """Number of times in a row that a process died."""
+        return self._pool.breaker.failures
 
     def release(self, worker: Worker) -> None:
-        """End the process after its last call, where `keep_alive` is off."""
-        if not self.manifest.sidecar.keep_alive and worker.channel.retire():
-            self._retired.add(worker)
-            self.jobs.submit(self._stop_retired, worker)
-
-    def _stop_retired(self, worker: Worker) -> None:
-        worker.stop()
-        self._retired.discard(worker)
+        """End a process after its last call, where `keep_alive` is off."""
+        self._pool.release(worker)
 
     def resubmit(self, call: Call) -> None:
-        """Send a future's call again that never reached the guest."""
+        """Send a future's call again that another process may have."""
         try:
             # Not among the jobs, which the process that it waits for is started by.
             self.executor.submit(self._resubmit, call)
@@ -288,9 +231,7 @@ class SidecarDriver:
     def _resubmit(self, call: Call) -> None:
         future: Future[Any] = call.future
         try:
-            data = self.exchange(
-                RequestTemplate(call.slot), call.parameters, call.deadline, call.scope
-            )
+            data = self.exchange(call.request, call.parameters, call.deadline, call.scope)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the future's
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
@@ -301,12 +242,21 @@ class SidecarDriver:
     def exchange(
         self, template: RequestTemplate, payload: bytes, deadline_ns: int, scope: Scope | None
     ) -> Any:
-        """Call in this thread, on another process where one ended before it got the request."""
+        """Call in this thread, on another process where one ended before it got the request.
+
+        The call of an idempotent slot is repeated, too, when its process ended in the middle.
+        """
+        repeats = REPEATS if template.idempotent else 0
         while True:
             worker = self.worker(deadline_ns)
             try:
                 data = worker.channel.call(template, payload, deadline_ns, scope)
             except NotSent:
+                continue
+            except PluginCrashed:
+                if not repeats:
+                    raise
+                repeats -= 1
                 continue
             except SlotError:
                 self.succeeded()
@@ -316,94 +266,18 @@ class SidecarDriver:
             self.succeeded()
             return data
 
-    def _refuse_if_unavailable(self) -> None:
-        if self._closed:
-            raise PluginUnavailable(
-                f"plugin {self.manifest.name!r} is closed", plugin=self.manifest.name
-            )
-        limit = self.manifest.sidecar.max_retries
-        if self._failures > limit:
-            raise PluginUnavailable(
-                f"plugin {self.manifest.name!r} failed {self._failures} times in a row, more than "
-                f"sidecar.max_retries ({limit}) allows; reload it once the cause is mended. "
-                f"Last: {self._last_cause}",
-                plugin=self.manifest.name,
-            )
+    # -- what the pool and its processes report -----------------------------------------------
 
-    def _launch(self) -> tuple[Worker, GuestDescription]:
-        """Start a process and greet it; called with the lock held."""
-        worker = self._spawn()
-        if self._silent:
-            return worker, GuestDescription()
-        try:
-            return worker, self._greet(worker)
-        except SlotTimeout:
-            stderr = worker.stderr
-            worker.stop()
-            self._silent = True
-            plugin_logger(self.manifest.name).warning(
-                "gave no answer to plugin_init or plugin_register_slots, sent as one JSON object "
-                "a line; it is used without them%s",
-                f"; last on stderr: {stderr}" if stderr else "",
-            )
-            return self._spawn(), GuestDescription()
-        except BaseException:
-            worker.stop()
-            raise
+    def _take_description(self, description: GuestDescription) -> None:
+        self._description = description
+        if not self._loading:
+            self._on_described(description)
 
-    def _spawn(self) -> Worker:
-        manifest = self.manifest
-        executable = self._executable
-        process = Process(
-            manifest.name,
-            executable.argv,
-            manifest.folder,
-            make_environment(manifest),
-            executable.pass_fds,
-        )
-        worker = Worker(
-            manifest, process, self._host, self._monitor, self.executor, self.resubmit,
-            self._ended, self.max_message, self._host_calls,
-        )  # fmt: skip
-        worker.may_be_pinged = not self._silent
-        self._launching = worker
-        return worker
+    def _ended(self, worker: Worker, crash: PluginCrashed, busy: bool) -> None:
+        self._pool.ended(worker, crash, busy)
 
-    def _greet(self, worker: Worker) -> GuestDescription:
-        limit = self.manifest.sidecar.timeout or HANDSHAKE_TIMEOUT
-        answers = []
-        for template in (INIT,) if self._described else (INIT, REGISTER_SLOTS):
-            deadline_ns = time.monotonic_ns() + int(limit * 1e9)
-            try:
-                answers.append(worker.channel.call(template, NO_PARAMETERS, deadline_ns, None))
-            except SlotError:
-                answers.append(None)
-            except MessageTooLarge as error:
-                raise PluginLoadError(
-                    f"plugin {self.manifest.name!r} did not start: {error}",
-                    plugin=self.manifest.name, folder=self.manifest.folder,
-                ) from error  # fmt: skip
-            except NotSent as error:
-                raise worker.crash() from error
-        info = answers[0] if isinstance(answers[0], dict) and "error" not in answers[0] else {}
-        check_protocol(info, self.manifest)
-        features = info.get("features")
-        worker.channel.use_features(features if isinstance(features, list) else ())
-        slots = parse_slots(answers[1], self.manifest.name) if len(answers) > 1 else None
-        return GuestDescription(info, slots)
-
-    def _ended(self, crash: PluginCrashed, busy: bool) -> None:
-        """Count an end that nobody asked for; a clean one between two calls is none."""
-        self.route.channel = None
-        if self._closed:
-            return
-        if busy or crash.exit_status != 0:
-            self._failed(str(crash))
-        plugin_logger(self.manifest.name).warning("%s", crash)
-
-    def _failed(self, cause: str) -> None:
-        self._failures += 1
-        self._last_cause = cause
+    def _spent(self, worker: Worker) -> None:
+        self._pool.spent(worker)
 
 
 class SidecarSlot(DirectSlot):
@@ -471,18 +345,23 @@ class SidecarSlot(DirectSlot):
         driver = self._driver
         payload = self.encode(parameters)
         deadline_ns = self.deadline_ns(timeout)
+        repeats = REPEATS if self.template.idempotent else 0
+        channel = driver.route.pick()
         while True:
-            worker = driver.running_worker
-            if worker is None:
-                worker = await driver.worker_async(deadline_ns)
+            worker = await driver.worker_async(deadline_ns) if channel is None else channel.owner
+            channel = None  # another time it may be the same one, whose end is not noticed yet
             try:
                 data = worker.ask(self.template, payload, deadline_ns, scope)
                 if type(data) is Call:
                     data = await worker.answer(data)
             except NotSent:
                 continue
+            except PluginCrashed:
+                if not repeats:
+                    raise
+                repeats -= 1
+                continue
             finally:
                 driver.release(worker)
-            if driver.failures:
-                driver.succeeded()
+            driver.succeeded()
             return data

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 logger = logging.getLogger("zeno_fast.monitor")
 
+TICK = 1.0  # seconds
 LONGEST_WAIT = 3600.0  # seconds; a selector cannot express some of the deadlines that callers can
 
 Job = Callable[[], None]
@@ -35,6 +36,7 @@ class Monitor:
         self._jobs: deque[Job] = deque()
         self._timers: list[tuple[float, int, Job]] = []
         self._numbers = itertools.count()
+        self._ticks: tuple[Job, ...] = ()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._woken = False
@@ -74,6 +76,31 @@ class Monitor:
     def run_at(self, when: float, job: Job) -> None:
         """Run a job at a monotonic time in seconds; only the monitor's thread may call this."""
         heapq.heappush(self._timers, (when, next(self._numbers), job))
+
+    def run_in(self, delay: float, job: Job) -> None:
+        """Run a job in the monitor's thread after some seconds; safe from any thread."""
+        when = time.monotonic() + delay
+        self.run_soon(lambda: self.run_at(when, job))
+
+    def add_tick(self, job: Job) -> None:
+        """Run a job once a second, or less often where there is much to do, until `remove_tick`."""
+        with self._lock:
+            first = not self._ticks
+            self._ticks = (*self._ticks, job)
+        if first:
+            self.run_in(TICK, self._tick)
+
+    def remove_tick(self, job: Job) -> None:
+        """Run a job no more that `add_tick` was given, or was not."""
+        with self._lock:
+            self._ticks = tuple(one for one in self._ticks if one != job)
+
+    def _tick(self) -> None:
+        for job in self._ticks:
+            self._run_job(job)
+        with self._lock:
+            if self._ticks:
+                self.run_at(time.monotonic() + TICK, self._tick)
 
     def watch(self, fd: int, job: Job, *, write: bool = False) -> None:
         """Run a job whenever `fd` is ready; only the monitor's thread may call this."""

@@ -162,9 +162,7 @@ class SidecarStream(Stream):
     async def _begin_async(self) -> None:
         deadline_ns = self._deadline()
         while self._call is None:
-            worker = self._driver.running_worker
-            if worker is None:
-                worker = await self._driver.worker_async(deadline_ns)
+            worker = await self._driver.worker_async(deadline_ns)
             try:
                 watcher = worker.loop_watcher()
                 self._call = worker.channel.start_stream(
@@ -208,8 +206,7 @@ class SidecarStream(Stream):
             raise
         self._let_go()
         self._end(data)
-        if self._driver.failures:
-            self._driver.succeeded()
+        self._driver.succeeded()
 
     def close(self) -> None:
         """Give the call up if it has not ended."""

@@ -254,8 +254,8 @@ class MonitorWatcher:
         return self._channel.broken or (self._channel.wants_write and self._write_fd < 0)
 
     def deliver(self, call: Call) -> None:
-        """Settle the future of a finished call; what never reached the guest is sent again."""
-        if call.unsent:
+        """Settle the future of a finished call; one that another process may have is sent again."""
+        if call.repeatable:
             self._resubmit(call)
         else:
             call.settle()

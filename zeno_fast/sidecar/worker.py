@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from zeno_fast.errors import PluginCrashed, PluginUnavailable
 from zeno_fast.host.context import HostCall
 from zeno_fast.host.functions import UNKNOWN_CALL, HostFunctions, HostRefusal
 from zeno_fast.log import GuestLog, plugin_logger
+from zeno_fast.processes import resident_nbytes
 from zeno_fast.sidecar.future import SlotFuture
 from zeno_fast.sidecar.monitor import Monitor
-from zeno_fast.sidecar.process import Process, describe_end
+from zeno_fast.sidecar.process import TERM_GRACE, Process, describe_end
 from zeno_fast.sidecar.watchers import LoopWatcher, MonitorWatcher, expire_in_loop
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 PING = RequestTemplate("plugin_init")
 MAX_HOST_CALLS = 64  # of one guest at the same time
 END_GRACE = 0.5  # seconds that a guest which closed its output may take to end
+STOPPED_TIMES = 2  # that a process is found stopped, a second apart, before it is given up
 LONG_REQUEST = 64 * 1024  # bytes above which guests that read with a line limit die silently
 
 
@@ -41,8 +44,14 @@ class Worker:
         process: Just started; owned from now on.
         max_message: Bytes of one message, either way, where the manifest sets no limit.
         all_host_calls: Holds those of this guest while they run, and of those before it.
-        resubmit: Takes a future's call that never reached the guest.
+        resubmit: Takes a future's call that another process may have.
         on_end: Is told once when the process ended by itself: why, and if calls were pending.
+        on_spent: Is told when the channel was given its last call; must not block.
+
+    Attributes:
+        end: What `on_end` was told, or None.
+        expires: Monotonic seconds after which it is to be replaced, or 0; its pool's to set, as are
+            `seen_calls` and `idle_since`.
     """
 
     def __init__(
@@ -53,7 +62,8 @@ class Worker:
         monitor: Monitor,
         executor: Executor,
         resubmit: Callable[[Call], None],
-        on_end: Callable[[PluginCrashed, bool], None],
+        on_end: Callable[[Worker, PluginCrashed, bool], None],
+        on_spent: Callable[[Worker], None],
         max_message: int,
         all_host_calls: set[HostCall],
     ) -> None:
@@ -64,6 +74,11 @@ class Worker:
         self._monitor = monitor
         self._executor = executor
         self._on_end = on_end
+        self._on_spent = on_spent
+        self.end: tuple[PluginCrashed, bool] | None = None
+        self.expires = 0.0
+        self.seen_calls = 0
+        self.idle_since = process.started
         self._logger = plugin_logger(self._plugin)
         self._stdout_log = GuestLog(self._plugin, "stdout")
         self._stderr_log = GuestLog(self._plugin, "stderr")
@@ -72,7 +87,9 @@ class Worker:
         self._all_host_calls = all_host_calls
         self._pinging = False
         self.may_be_pinged = True
-        self._hung = False
+        self._killed_because = ""
+        self._times_stopped = 0
+        self._heard_when_stopped = -1
         self._insisting = False
         self._gone = False
         self._stopping = False
@@ -105,6 +122,23 @@ class Worker:
     def stderr(self) -> str:
         """The last lines of its stderr."""
         return "\n".join(self._stderr_log.tail)
+
+    def status(self) -> dict[str, Any]:
+        """Say how the process does, in values that JSON can carry."""
+        channel = self.channel
+        return {
+            "pid": self.pid,
+            "state": "running" if channel.pending else "idle",
+            "uptime": round(self.uptime, 3),
+            "calls": channel.calls,
+            "in_flight": channel.in_flight,
+            "queued": channel.queued,
+            "returns_ids": channel.returns_ids,
+            "stray_answers": channel.stray,
+            "late_answers": channel.late,
+            "noise_lines": channel.noise,
+            "memory": resident_nbytes(self.pid),
+        }
 
     def crash(self) -> PluginCrashed:
         """Say how the process ended between two calls; waits for its end."""
@@ -243,9 +277,24 @@ class Worker:
 
     def hung(self) -> None:
         """End a process that let a call time out and could not be asked again safely."""
-        self._hung = True
-        self._process.signal_group(9)
+        self._kill("it gave no usable answer")
+
+    def _kill(self, reason: str) -> None:
+        self._killed_because = reason
+        self._process.signal_group(signal.SIGKILL)
         self._monitor.run_soon(self._check_end)
+
+    def spent(self) -> None:
+        """Have another process started: this one was just given its last call."""
+        self._on_spent(self)
+
+    def seen_stopped(self) -> None:
+        """End a process that was found stopped, with calls pending, more than once in a row."""
+        heard = self.channel.heard
+        self._times_stopped = self._times_stopped + 1 if heard == self._heard_when_stopped else 1
+        self._heard_when_stopped = heard
+        if self._times_stopped > STOPPED_TIMES:
+            self._kill("it was stopped by a signal and did not go on")
 
     def refuse_host_call(self, id: Any, reason: str) -> None:
         """Answer a host call that was too long to be read."""
@@ -361,19 +410,20 @@ class Worker:
         self._read_stderr()
         self._stderr_log.finish()
         # First, so that whoever is woken finds it counted.
-        self._on_end(self._crash(status, None), self.channel.in_flight > 0)
+        self.end = self._crash(status, None), self.channel.in_flight > 0
+        self._on_end(self, *self.end)
         self.channel.lose(lambda call: self._crash(status, call))
         self._tear_down()
 
     def _insist_on_end(self) -> None:
         if not self._gone and not self._stopping and self._process.returncode is None:
             self._logger.warning("closed its stdin or stdout without ending; it is killed")
-            self._process.signal_group(9)
+            self._process.signal_group(signal.SIGKILL)
 
     def _crash(self, status: int | None, call: Call | None) -> PluginCrashed:
         text = f"plugin {self._plugin!r} (pid {self.pid}) "
-        if self._hung:
-            text += "was killed because it gave no usable answer"
+        if self._killed_because:
+            text += f"was killed because {self._killed_because}"
         else:
             text += describe_end(status)
         if call is not None:
@@ -413,13 +463,38 @@ class Worker:
         self._watcher.stop_writing()
         self.channel.close_write()
         self._watcher.arm_soon()
+        self._monitor.run_in(self._manifest.sidecar.stop_timeout, self._ask_to_end)
+
+    def _ask_to_end(self) -> None:
+        """Send SIGTERM to a process that has not ended by the end of its input."""
+        if self._runs():
+            self._logger.info("did not end at the end of its input; it is sent SIGTERM")
+            self._process.signal_group(signal.SIGTERM)
+            self._monitor.run_in(TERM_GRACE, self._make_end)
+
+    def _make_end(self) -> None:
+        if self._runs():
+            self._logger.warning("did not end at SIGTERM; it is killed")
+            self._process.signal_group(signal.SIGKILL)
+
+    def _runs(self) -> bool:
+        return not self._gone and self._process.returncode is None
 
     def stop(self) -> None:
-        """End the process and wait until it is gone; idempotent."""
+        """End the process and wait until it is gone; idempotent.
+
+        The end of its input, SIGTERM and SIGKILL follow each other in the monitor's thread, so
+        that many processes take no longer than one.
+        """
         self.begin_stop()
-        grace = self._manifest.sidecar.stop_timeout - (time.monotonic() - self._stop_began)
-        self._process.stop(max(0.0, grace))
+        left = self._stop_began - time.monotonic() + self._manifest.sidecar.stop_timeout
+        if self._process.wait(max(0.0, left) + TERM_GRACE + END_GRACE) is None:
+            self._process.kill()  # nobody watches any more
         if self._claim_end():
+            self._logger.debug(
+                "%s %.3f s after it was to stop",
+                describe_end(self._process.returncode), time.monotonic() - self._stop_began,
+            )  # fmt: skip
             self._monitor.run_and_wait(self._read_stderr)
             self._tear_down()
         else:

@@ -155,6 +155,9 @@ class WasmDriver:
             status.update(self._pool.status())
         return status
 
+    def reset(self) -> None:
+        """Do nothing: what failed is not held against the next instance."""
+
     def begin_close(self) -> None:
         """Take no more calls and end those in flight; never blocks, `close` must follow."""
         with self._lock:
