@@ -72,6 +72,7 @@ class WorkerPool:
         self._greeted: set[Worker] = set()  # started, and not ready yet
         self._leaving: set[Worker] = set()
         self._replacing: set[Worker] = set()
+        self._resting = False  # it ends without a call, and of its own will: the next one starts it
         self._owed = 0  # processes that ended by themselves and were not started again yet
         self._closed = False
         self._owner_pid = os.getpid()
@@ -123,6 +124,7 @@ class WorkerPool:
                 running: Future[Worker] = Future()
                 running.set_result(worker)
                 return running
+            self._resting = False
             for start in self._starts:
                 return start
             return self._begin()
@@ -159,7 +161,7 @@ class WorkerPool:
     def _keep_least(self) -> None:
         """Begin as many starts as are missing."""
         with self._lock:
-            if not self._eager or not self._factory.described:
+            if not self._eager or self._resting or not self._factory.described:
                 return
             while (
                 not self._closed
@@ -238,6 +240,7 @@ class WorkerPool:
         finally:
             with self._lock:
                 self._greeted.discard(worker)
+        ready.calls_at_start = ready.seen_calls = ready.channel.calls
         if self._options.max_jobs:
             ready.channel.take_only(self._lowered(self._options.max_jobs))
         if self._options.ttl:
@@ -294,6 +297,8 @@ class WorkerPool:
         )  # fmt: skip
         if busy or crash.exit_status != 0:
             self._failed(str(crash))
+        elif worker.channel.calls == worker.calls_at_start:
+            self._resting = True
         self._keep_least()
 
     def _failed(self, cause: str) -> None:
@@ -424,9 +429,8 @@ class WorkerPool:
         now = time.monotonic()
         for worker in self.workers:
             channel = worker.channel
-            if channel.pending and is_stopped(worker.pid):
-                worker.seen_stopped()
-            elif self.breaker.failures and worker.uptime > HEALTHY_AFTER:
+            worker.look(bool(channel.pending) and is_stopped(worker.pid))
+            if self.breaker.failures and worker.uptime > HEALTHY_AFTER:
                 self.succeeded()
             if channel.pending or channel.calls != worker.seen_calls:
                 worker.seen_calls = channel.calls

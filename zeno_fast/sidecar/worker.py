@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PING = RequestTemplate("plugin_init")
 MAX_HOST_CALLS = 64  # of one guest at the same time
 END_GRACE = 0.5  # seconds that a guest which closed its output may take to end
-STOPPED_TIMES = 2  # that a process is found stopped, a second apart, before it is given up
+STOPPED_TIMES = 3  # that a process is found stopped, a second apart, before it is given up
 LONG_REQUEST = 64 * 1024  # bytes above which guests that read with a line limit die silently
 
 
@@ -51,7 +51,7 @@ class Worker:
     Attributes:
         end: What `on_end` was told, or None.
         expires: Monotonic seconds after which it is to be replaced, or 0; its pool's to set, as are
-            `seen_calls` and `idle_since`.
+            `calls_at_start`, `seen_calls` and `idle_since`.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Worker:
         self._on_spent = on_spent
         self.end: tuple[PluginCrashed, bool] | None = None
         self.expires = 0.0
-        self.seen_calls = 0
+        self.calls_at_start = self.seen_calls = 0
         self.idle_since = process.started
         self._logger = plugin_logger(self._plugin)
         self._stdout_log = GuestLog(self._plugin, "stdout")
@@ -288,12 +288,14 @@ class Worker:
         """Have another process started: this one was just given its last call."""
         self._on_spent(self)
 
-    def seen_stopped(self) -> None:
-        """End a process that was found stopped, with calls pending, more than once in a row."""
+    def look(self, stopped: bool) -> None:
+        """End a process that is found stopped, with calls pending, several times in a row."""
         heard = self.channel.heard
-        self._times_stopped = self._times_stopped + 1 if heard == self._heard_when_stopped else 1
+        if not stopped or heard != self._heard_when_stopped:
+            self._times_stopped = 0
         self._heard_when_stopped = heard
-        if self._times_stopped > STOPPED_TIMES:
+        self._times_stopped += stopped
+        if self._times_stopped == STOPPED_TIMES:
             self._kill("it was stopped by a signal and did not go on")
 
     def refuse_host_call(self, id: Any, reason: str) -> None:
