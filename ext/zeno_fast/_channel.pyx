@@ -233,6 +233,7 @@ cdef class Channel(Leadership):
         nbytes = self._write_request(template, payload, number, left_ns)
         self._alone = number
         self._take_lead()
+        self._tell_if_spent()
         self._output.added(nbytes)
         self._output.flush()
         if not self._output.full and not self._output.broken:
@@ -323,9 +324,11 @@ cdef class Channel(Leadership):
                     plugin=self._plugin, slot=call.template.slot)
             self._watch(call)
             self._queue.append(call)
+            self._tell_if_spent()
             return 0
         self._watch(call)
         self._put_call(call)
+        self._tell_if_spent()
         if flush:
             self._output.flush()
             self._tell_leader()

@@ -49,6 +49,7 @@ cdef class Correlator:
         self, RequestTemplate template, bytes payload, int64_t deadline_ns, object scope, int kind
     )
     cdef int _admit(self, RequestTemplate template, bytes payload) except -1
+    cdef int _tell_if_spent(self) except -1
     cdef int _put_call(self, Call call) except -1
     cdef Py_ssize_t _write_request(
         self, RequestTemplate template, bytes payload, uint64_t number, int64_t left_ns

@@ -206,6 +206,10 @@ cdef class Correlator:
                 f"wait for it already; slot {slot!r} was not called",
                 plugin=self._plugin, slot=slot)
         self.calls += 1
+        return 0
+
+    cdef int _tell_if_spent(self) except -1:
+        """Tell the owner of the last call; it is pending by now, and so keeps the channel."""
         if self.calls == self._last_call:
             self._owner.spent()
         return 0
