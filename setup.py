@@ -1,10 +1,13 @@
-"""Build the extensions; everything else is in pyproject.toml."""
+"""Build the extensions and the launcher; everything else is in pyproject.toml."""
 
 import os
+import sys
 from glob import glob
 
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CCompilerError
 
 DEBUG = os.environ.get("ZENO_FAST_DEBUG") == "1"
 SANITIZE = os.environ.get("ZENO_FAST_SANITIZE", "")  # for example "address,undefined"
@@ -47,7 +50,41 @@ extensions = [
 # Plain Python that is compiled all the same; its own docstring says why.
 extensions.append(Extension("zeno_fast.wasm.pool", ["zeno_fast/wasm/pool.py"]))
 
+
+class BuildAll(build_ext):
+    """Build the extensions, and beside them the program that starts sidecars."""
+
+    def run(self):
+        """Build all."""
+        super().run()
+        if sys.platform == "linux":
+            self.build_launcher("ext/launcher/launcher_linux.c")
+
+    def get_outputs(self):
+        """Return the files that were built."""
+        return [*super().get_outputs(), *([self.launcher()] if sys.platform == "linux" else [])]
+
+    def launcher(self):
+        """Return where the launcher is built: in the package, next to the extensions."""
+        return os.path.join(os.path.dirname(self.get_ext_fullpath("zeno_fast._call")), "_launcher")
+
+    def build_launcher(self, source):
+        """Build the launcher, without what the extensions are instrumented with."""
+        objects = self.compiler.compile(
+            [source], output_dir=self.build_temp, extra_postargs=["-O2", "-std=gnu11"]
+        )
+        os.makedirs(os.path.dirname(self.launcher()), exist_ok=True)
+        try:
+            # Without the dynamic loader's share a launcher keeps a third of the memory.
+            self.compiler.link_executable(
+                objects, self.launcher(), extra_postargs=["-static", "-s"]
+            )
+        except CCompilerError:  # this system has no static C library
+            self.compiler.link_executable(objects, self.launcher(), extra_postargs=["-s"])
+
+
 setup(
+    cmdclass={"build_ext": BuildAll},
     # The examples are plugins for `zeno-fast demo`, too; which files go along is in pyproject.toml.
     packages=[*find_packages(include=["zeno_fast", "zeno_fast.*"]), "zeno_fast._examples"],
     package_dir={"zeno_fast._examples": "examples/plugins"},

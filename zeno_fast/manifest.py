@@ -63,6 +63,7 @@ class SidecarOptions:
         ttl: Age at which a process is replaced, or 0.
         idle_ttl: Time without a call after which a process ends, or 0.
         max_memory: Resident memory above which a process is replaced.
+        max_files: Files that a process may have open.
         strict: Whether noise on stdout is an error and not only logged.
     """
 
@@ -81,6 +82,7 @@ class SidecarOptions:
     stop_timeout: float = 5.0
     cancel_timeout: float = 5.0
     max_memory: int | None = None
+    max_files: int = 1024
     max_queue: int = 16384
     max_request: int | None = None
     max_response: int | None = None
@@ -347,6 +349,7 @@ class _Reader:
             stop_timeout=self._seconds(section, "stop_timeout", default.stop_timeout),
             cancel_timeout=section.duration("cancel_timeout") or default.cancel_timeout,
             max_memory=self._size(section, "max_memory", 1 << 20),
+            max_files=section.integer("max_files", default.max_files, 16, 1 << 20),
             max_queue=section.integer("max_queue", default.max_queue, 1),
             max_request=self._size(section, "max_request", 1024),
             max_response=self._size(section, "max_response", 1024),

@@ -15,11 +15,12 @@ from zeno_fast.log import plugin_logger
 from zeno_fast.manifest import Manifest
 from zeno_fast.plugin import GuestDescription, check_protocol
 from zeno_fast.sidecar.monitor import Monitor
-from zeno_fast.sidecar.process import Process, make_environment
+from zeno_fast.sidecar.process import Process, ProcessLimits, make_environment
 from zeno_fast.sidecar.worker import Worker
 from zeno_fast.slots import parse_slots
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds for each life-cycle slot, where the manifest sets no timeout
+HARD_LIMIT = 2  # times `max_memory`: what the kernel refuses to go beyond, in the middle of a call
 INIT = RequestTemplate("plugin_init")
 REGISTER_SLOTS = RequestTemplate("plugin_register_slots")
 NO_PARAMETERS = b"{}"
@@ -81,12 +82,17 @@ class WorkerFactory:
         """Start a process. Raises PluginLoadError."""
         manifest = self._manifest
         executable = self._executable
+        options = manifest.sidecar
         process = Process(
             manifest.name,
             executable.argv,
             manifest.folder,
             make_environment(manifest),
             executable.pass_fds,
+            ProcessLimits(
+                options.max_files,
+                None if options.max_memory is None else HARD_LIMIT * options.max_memory,
+            ),
         )
         worker = Worker(
             manifest, process, self._host, self._monitor, self._executor, self._resubmit,

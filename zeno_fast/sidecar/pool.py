@@ -96,7 +96,12 @@ class WorkerPool:
     @property
     def leaving(self) -> int:
         """Number of processes that finish their last calls or are being ended."""
+        self._forget_gone()
         return len(self._leaving)
+
+    def _forget_gone(self) -> None:
+        with self._lock:
+            self._leaving = {worker for worker in self._leaving if not worker.torn_down}
 
     def pick(self) -> Worker | None:
         """Return the least busy process, or None where none runs.
@@ -285,7 +290,6 @@ class WorkerPool:
         A clean end between two calls is no failure.
         """
         if not self._take_out(worker):
-            self._leaving.discard(worker)
             if worker not in self._greeted:
                 self._emit("worker_exited", str(crash), logging.WARNING, pid=worker.pid)
             return
@@ -360,8 +364,8 @@ class WorkerPool:
             workers = tuple(one for one in self._workers if one is not worker)
             taken = len(workers) < len(self._workers)
             self._workers = workers
-            if taken and worker.end is None:
-                self._leaving.add(worker)
+            self._leaving.add(worker)  # until nothing of it is left
+        self._forget_gone()
         self._lead()
         return taken
 
@@ -380,7 +384,7 @@ class WorkerPool:
 
     def _stop(self, worker: Worker) -> None:
         worker.stop()
-        self._leaving.discard(worker)
+        self._forget_gone()
 
     def drain(self, timeout: float) -> None:
         """Give no more calls to the processes and wait until they have none left."""
@@ -452,7 +456,7 @@ class WorkerPool:
     def status(self) -> dict[str, Any]:
         """Say how the processes do, in values that JSON can carry."""
         with self._lock:
-            workers, starts, leaving = self._workers, len(self._starts), len(self._leaving)
+            workers, starts, leaving = self._workers, len(self._starts), self.leaving
             breaker = self.breaker.status()
             causes = [{"time": when, "cause": cause} for when, cause in self.breaker.causes]
             recycled = dict(self.recycled)

@@ -23,7 +23,7 @@ from zeno_fast.log import GuestLog, plugin_logger
 from zeno_fast.processes import resident_nbytes
 from zeno_fast.sidecar.future import SlotFuture
 from zeno_fast.sidecar.monitor import Monitor
-from zeno_fast.sidecar.process import TERM_GRACE, Process, describe_end
+from zeno_fast.sidecar.process import Process, describe_end
 from zeno_fast.sidecar.watchers import LoopWatcher, MonitorWatcher, expire_in_loop
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 PING = RequestTemplate("plugin_init")
 MAX_HOST_CALLS = 64  # of one guest at the same time
 END_GRACE = 0.5  # seconds that a guest which closed its output may take to end
+TERM_GRACE = 1.0  # seconds between SIGTERM and SIGKILL
+REAP_STEP = 0.002  # seconds between two looks at whether all that a process started has ended
 STOPPED_TIMES = 3  # that a process is found stopped, a second apart, before it is given up
 LONG_REQUEST = 64 * 1024  # bytes above which guests that read with a line limit die silently
 
@@ -112,6 +114,11 @@ class Worker:
     def pid(self) -> int:
         """The process's id."""
         return self._process.pid
+
+    @property
+    def torn_down(self) -> bool:
+        """Whether nothing of it is left."""
+        return self._torn_down.is_set()
 
     @property
     def uptime(self) -> float:
@@ -499,8 +506,7 @@ class Worker:
             )  # fmt: skip
             self._monitor.run_and_wait(self._read_stderr)
             self._tear_down()
-        else:
-            self._torn_down.wait(5.0)
+        self._torn_down.wait(5.0)
 
     def _claim_end(self) -> bool:
         """Tell whether the caller is the one to tear this worker down."""
@@ -519,8 +525,15 @@ class Worker:
             if self.channel.close():
                 break
             time.sleep(0.001)
-        self._process.close()
-        self._torn_down.set()
+        self._process.begin_close()
+        self._reap()
+
+    def _reap(self) -> None:
+        """Wait until nothing is left of what the process started, without keeping the thread."""
+        if self._process.reap():
+            self._torn_down.set()
+        else:
+            self._monitor.run_in(REAP_STEP, self._reap)
 
     def _close_loops(self) -> None:
         with self._lock:
