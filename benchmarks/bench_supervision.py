@@ -1,6 +1,6 @@
 """Starting, watching and ending sidecar processes: what each costs, and how soon a death is known.
 
-usage: python benchmarks/bench_supervision.py [--rounds N]
+usage: python benchmarks/bench_supervision.py [--rounds N] [--calls N]
 
 The baseline of a start is `subprocess.Popen` of the same guest with the same pipes, greeted in the
 same way. A death is timed from the signal to the exception in the caller's hand; the end of the
@@ -39,7 +39,7 @@ for line in sys.stdin:
     request = json.loads(line)
     if request["slot_name"] == "sleeper.work":
         time.sleep(1000)
-    data = [os.getpid(), child.pid]
+    data = {"pids": [os.getpid(), child.pid]}
     print(json.dumps({"type": "guest_response", "id": request["id"], "success": True,
                       "data": data}), flush=True)
 """
@@ -49,7 +49,7 @@ import sys, time
 from zeno_fast import PluginManager
 manager = PluginManager()
 manager.load_plugin(sys.argv[1])
-print(*manager.call("sleeper.pids"), flush=True)
+print(*manager.call("sleeper.pids")["pids"], flush=True)
 manager.call("sleeper.work", timeout=1000)
 """
 
@@ -119,7 +119,7 @@ def deaths(sleeper: Path, rounds: int) -> dict[str, dict[str, float]]:
     with PluginManager() as manager:
         manager.load_plugin(sleeper)
         for _ in range(rounds):
-            pid = manager.call("sleeper.pids")[0]
+            pid = manager.call("sleeper.pids")["pids"][0]
             killed = 0.0
 
             def kill(pid: int = pid) -> None:
@@ -161,7 +161,7 @@ def host_deaths(sleeper: Path, rounds: int) -> dict[str, dict[str, float]]:
     return {"SIGKILL of the host to nothing left": summary(taken)}
 
 
-def pool(folder: Path) -> dict[str, float]:
+def pool(folder: Path, calls: int) -> dict[str, float]:
     """Count calls a second of a slot that works for a while, by the number of processes."""
     rates = {}
     for workers in (1, 2):
@@ -180,9 +180,9 @@ def pool(folder: Path) -> dict[str, float]:
             rounds = []
             for _ in range(5):
                 began = time.perf_counter()
-                for _ in manager.map("sleeper.work", ({} for _ in range(1000))):
+                for _ in manager.map("sleeper.work", ({} for _ in range(calls))):
                     pass
-                rounds.append(1000 / (time.perf_counter() - began))
+                rounds.append(calls / (time.perf_counter() - began))
             rates[f"{workers} workers"] = round(statistics.median(rounds))
     return rates
 
@@ -190,6 +190,7 @@ def pool(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--calls", type=int, default=1000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -199,13 +200,13 @@ def main() -> None:
         rows = starts(guest, options.rounds)
         show(rows, "Popen, first answer")
         results["start"] = rows
-        rows = deaths(sleeper, options.rounds // 4)
+        rows = deaths(sleeper, max(1, options.rounds // 4))
         show(rows, "death to exception")
         results["death"] = rows
-        rows = host_deaths(sleeper, options.rounds // 8)
+        rows = host_deaths(sleeper, max(1, options.rounds // 8))
         show(rows, "SIGKILL of the host to nothing left")
         results["death of the host"] = rows
-        results["pool, calls a second of map"] = rates = pool(folder)
+        results["pool, calls a second of map"] = rates = pool(folder, options.calls)
         print(rates)
     print(write("supervision", results, correct=True))
 
