@@ -12,6 +12,7 @@ from zeno_fast._slot cimport DirectSlot
 from collections import deque
 
 from zeno_fast._call import NotSent
+from zeno_fast.driver import Superseded
 from zeno_fast.errors import PluginUnavailable
 
 
@@ -27,8 +28,8 @@ cdef class Pipeline:
 
     Args:
         slot: Which to call.
-        driver: Gives the running process by `worker(deadline_ns)`, calls anew by `exchange` what a
-            process that ended had not been sent, and is told by `succeeded`.
+        driver: Gives the running process by `worker(deadline_ns)`, or raises Superseded; calls anew
+            by `exchange` what a process that ended had not been sent; is told by `succeeded`.
         source: An iterator of parameters.
         timeout: Seconds for each call, or None.
         scope: For each call, or None.
@@ -93,6 +94,11 @@ cdef class Pipeline:
             self._driver.succeeded()
         return data
 
+    def take_held(self):
+        """Return the encoded parameters that were taken from the source and not sent, or None."""
+        held, self._held = self._held, None
+        return held
+
     def close(self):
         """Give up the calls that are on their way. Idempotent."""
         self._exhausted = True
@@ -110,7 +116,12 @@ cdef class Pipeline:
         cdef Py_ssize_t nbytes = 0
         cdef Py_ssize_t width = self._width
         cdef bytes payload
-        worker = self._driver.worker(deadline_ns)
+        try:
+            worker = self._driver.worker(deadline_ns)
+        except Superseded:
+            if self._window:
+                return 0  # its calls are still answered; they come first
+            raise
         while worker is not self._worker:
             if self._window:
                 return 0  # its calls are all failing; they come first

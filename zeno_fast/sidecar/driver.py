@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
+from itertools import chain
 from typing import Any
+
+import orjson
 
 from zeno_fast._call import Call, NotSent, RequestTemplate
 from zeno_fast._pipeline import Pipeline
 from zeno_fast._slot import DirectSlot, Route
 from zeno_fast.binary import open_executable
-from zeno_fast.driver import Parameters, Scope
+from zeno_fast.driver import BoundSlot, Driver, Parameters, Scope, Superseded, latest
 from zeno_fast.errors import (
     MessageTooLarge,
     PluginCrashed,
@@ -39,6 +42,7 @@ from zeno_fast.slots import parse_slots
 from zeno_fast.stream import Stream
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds for each life-cycle slot, where the manifest sets no timeout
+DRAIN_GRACE_NS = 1_000_000_000  # after its deadline that a call may take to end
 WINDOW = 256  # calls of one `map` that are pending at the same time
 WINDOW_NBYTES = 4 * 1024 * 1024  # and their size
 INIT = RequestTemplate("plugin_init")
@@ -58,6 +62,9 @@ class SidecarDriver:
         default_timeout: Seconds a call may take where neither caller nor manifest says.
         max_message: Bytes of one message, either way, where the manifest says nothing.
         on_described: Is told what the guest offers when a first call started it.
+
+    Attributes:
+        successor: Who answers in this driver's place, or None.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class SidecarDriver:
         self._launching: Worker | None = None
         self._starting: Future[Worker] | None = None
         self._retired: set[Worker] = set()
+        self.successor: Driver | None = None
         self._closed = False
         self._described = False
         self._silent = False
@@ -122,7 +130,10 @@ class SidecarDriver:
 
     def describe(self) -> None:
         """Start the process if none runs, so that what it offers gets known."""
-        self.worker(time.monotonic_ns() + int(self.timeout * 1e9))
+        try:
+            self.worker(time.monotonic_ns() + int(self.timeout * 1e9))
+        except Superseded as moved:
+            moved.driver.describe()
 
     def bind(self, definition: SlotDefinition) -> SidecarSlot:
         """Return the callable form of one slot."""
@@ -131,8 +142,11 @@ class SidecarDriver:
     def status(self) -> dict[str, Any]:
         """Say whether the process runs, its pid, and what was counted."""
         worker = self.running_worker
+        state = "closed" if self._closed else "running" if worker else "stopped"
+        if self.successor is not None and not self._closed:
+            state = "draining"
         status: dict[str, Any] = {
-            "state": "closed" if self._closed else "running" if worker else "stopped",
+            "state": state,
             "restarts": self._restarts,
             "consecutive_failures": self._failures,
             "last_failure": self._last_cause or None,
@@ -154,11 +168,37 @@ class SidecarDriver:
             }
         return status
 
+    def supersede(self, successor: Driver) -> None:
+        """Let another driver answer; end the process once the calls in flight have ended."""
+        with self._lock:
+            self.successor = successor
+            self.route.channel = None
+            worker, self._worker = self._worker, None
+            if worker is not None:
+                self._retired.add(worker)
+        try:
+            if worker is not None:
+                self._drain(worker)
+        finally:
+            self.close()
+
+    def _drain(self, worker: Worker) -> None:
+        """Wait until a process has no calls left, at most until their deadlines, or `close`."""
+        channel = worker.channel
+        began_ns = time.monotonic_ns()
+        pause = 0.0005
+        while not (channel.retire() or channel.lost or self._closed):
+            if time.monotonic_ns() > max(began_ns, channel.latest_deadline_ns) + DRAIN_GRACE_NS:
+                return
+            channel.pump()  # whoever has calls here may read on much later, as with `map`
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
+
     def begin_close(self) -> None:
         """Take no more calls and ask the process to end; `close` waits for it."""
         self._closed = True
         self.route.channel = None
-        for worker in (self._worker, self._launching):
+        for worker in (self._worker, self._launching, *list(self._retired)):
             if worker is not None:
                 worker.begin_stop()
 
@@ -183,28 +223,49 @@ class SidecarDriver:
     def worker(self, deadline_ns: int) -> Worker:
         """Return the running process, started first where there is none.
 
-        Raises PluginUnavailable, PluginCrashed, PluginLoadError or SlotTimeout.
+        Raises PluginUnavailable, PluginCrashed, PluginLoadError, SlotTimeout or Superseded.
         """
         worker = self.running_worker
         if worker is not None:
             return worker
-        starting = self._begin_start()
-        left = (deadline_ns - time.monotonic_ns()) / 1e9
         try:
+            starting = self._begin_start()
+            left = (deadline_ns - time.monotonic_ns()) / 1e9
             return starting.result(min(max(0.0, left), threading.TIMEOUT_MAX))
         except FutureTimeout as error:
-            if starting.done():
+            if not starting.done():
+                raise self._still_starting() from error
+            if self.successor is None:
                 raise  # the start's own
-            raise self._still_starting() from error
+        except ZenoError:
+            if self.successor is None:
+                raise
+        return self._answering().worker(deadline_ns)
 
     async def worker_async(self, deadline_ns: int) -> Worker:
         """Return the running process as `worker` does, without blocking the event loop."""
-        starting = asyncio.wrap_future(self._begin_start())
-        left = (deadline_ns - time.monotonic_ns()) / 1e9
-        done, _ = await asyncio.wait([starting], timeout=max(0.0, left))
-        if not done:
-            raise self._still_starting()
-        return starting.result()
+        try:
+            starting = asyncio.wrap_future(self._begin_start())
+            left = (deadline_ns - time.monotonic_ns()) / 1e9
+            done, _ = await asyncio.wait([starting], timeout=max(0.0, left))
+            if not done:
+                raise self._still_starting()
+            return starting.result()
+        except ZenoError:
+            if self.successor is None:
+                raise
+        return await self._answering().worker_async(deadline_ns)
+
+    def _answering(self) -> SidecarDriver:
+        """Return who answers now. Raises Superseded where that is no sidecar."""
+        driver = latest(self)
+        if isinstance(driver, SidecarDriver):
+            return driver
+        raise Superseded(driver)
+
+    def slot_of(self, moved: Superseded, slot: str) -> BoundSlot:
+        """Return a slot of the driver that answers now; the parameters are checked already."""
+        return moved.driver.bind(SlotDefinition(slot, plugin=self.manifest.name))
 
     def _still_starting(self) -> SlotTimeout:
         return SlotTimeout(
@@ -236,7 +297,7 @@ class SidecarDriver:
             self._on_described(description)
             self._described = True
         with self._lock:
-            if not self._closed:
+            if not self._closed and self.successor is None:
                 self._worker = worker
                 self._restarts += not first
                 return worker
@@ -253,23 +314,27 @@ class SidecarDriver:
 
     def succeeded(self) -> None:
         """Forgive the failures before a call that was answered."""
-        self._failures = 0
-        self._open_route()
+        driver = latest(self)
+        if isinstance(driver, SidecarDriver):
+            driver._failures = 0
+            driver._open_route()
 
     def _open_route(self) -> None:
         """Let callers use the channel directly, where nothing has to be done around a call."""
-        worker = self.running_worker
-        if worker is not None and self.manifest.sidecar.keep_alive and not self._failures:
-            self.route.channel = worker.channel
+        with self._lock:
+            worker = self.running_worker
+            if worker is not None and self.manifest.sidecar.keep_alive and not self._failures:
+                self.route.channel = worker.channel
 
     @property
     def failures(self) -> int:
         """Number of times in a row that the process died."""
-        return self._failures
+        driver = latest(self)
+        return driver._failures if isinstance(driver, SidecarDriver) else 0
 
     def release(self, worker: Worker) -> None:
         """End the process after its last call, where `keep_alive` is off."""
-        if not self.manifest.sidecar.keep_alive and worker.channel.retire():
+        if not worker.keep_alive and worker.channel.retire():
             self._retired.add(worker)
             self.jobs.submit(self._stop_retired, worker)
 
@@ -303,7 +368,11 @@ class SidecarDriver:
     ) -> Any:
         """Call in this thread, on another process where one ended before it got the request."""
         while True:
-            worker = self.worker(deadline_ns)
+            try:
+                worker = self.worker(deadline_ns)
+            except Superseded as moved:
+                slot = self.slot_of(moved, template.slot)
+                return slot.call(orjson.loads(payload), seconds_until(deadline_ns), scope)
             try:
                 data = worker.channel.call(template, payload, deadline_ns, scope)
             except NotSent:
@@ -317,7 +386,7 @@ class SidecarDriver:
             return data
 
     def _refuse_if_unavailable(self) -> None:
-        if self._closed:
+        if self._closed or self.successor is not None:
             raise PluginUnavailable(
                 f"plugin {self.manifest.name!r} is closed", plugin=self.manifest.name
             )
@@ -367,6 +436,8 @@ class SidecarDriver:
         )  # fmt: skip
         worker.may_be_pinged = not self._silent
         self._launching = worker
+        if self._closed:  # by now: whoever closed it has not seen this process
+            worker.begin_stop()
         return worker
 
     def _greet(self, worker: Worker) -> GuestDescription:
@@ -429,8 +500,11 @@ class SidecarSlot(DirectSlot):
                     break
                 except NotSent:
                     continue
-            if not driver.manifest.sidecar.keep_alive:
+            if not worker.keep_alive:
                 future.add_done_callback(lambda _: driver.release(worker))
+        except Superseded as moved:
+            slot = driver.slot_of(moved, self.template.slot)
+            return slot.submit(orjson.loads(payload), seconds_until(deadline_ns), scope)
         except ZenoError as error:
             future.set_exception(error)
         return future
@@ -458,9 +532,15 @@ class SidecarSlot(DirectSlot):
         """Call once for each of `many`, pipelined; yield the data in order."""
         driver = self._driver
         width = max(1, min(WINDOW, driver.manifest.sidecar.max_queue // 2))
-        calls = Pipeline(self, driver, iter(many), timeout, scope, width, WINDOW_NBYTES)
+        source = iter(many)
+        calls = Pipeline(self, driver, source, timeout, scope, width, WINDOW_NBYTES)
         try:
             yield from calls
+        except Superseded as moved:
+            held = calls.take_held()
+            if held is not None:
+                source = chain((orjson.loads(held),), source)
+            yield from moved.driver.bind(self.definition).map(source, timeout, scope)
         finally:
             calls.close()
 
@@ -474,7 +554,12 @@ class SidecarSlot(DirectSlot):
         while True:
             worker = driver.running_worker
             if worker is None:
-                worker = await driver.worker_async(deadline_ns)
+                try:
+                    worker = await driver.worker_async(deadline_ns)
+                except Superseded as moved:
+                    slot = driver.slot_of(moved, self.template.slot)
+                    seconds = seconds_until(deadline_ns)
+                    return await slot.call_async(orjson.loads(payload), seconds, scope)
             try:
                 data = worker.ask(self.template, payload, deadline_ns, scope)
                 if type(data) is Call:
@@ -486,3 +571,8 @@ class SidecarSlot(DirectSlot):
             if driver.failures:
                 driver.succeeded()
             return data
+
+
+def seconds_until(deadline_ns: int) -> float:
+    """Return the seconds until a deadline on the clock of `time.monotonic_ns`, 0 or more."""
+    return max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)

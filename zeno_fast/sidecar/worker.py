@@ -82,6 +82,7 @@ class Worker:
         self._stop_began = 0.0
         os.set_blocking(process.stderr_fd, False)
         options = manifest.sidecar
+        self.keep_alive = options.keep_alive
         self._max_request = options.max_request or max_message
         self.max_response = options.max_response or max_message
         self.channel = Channel(
@@ -186,7 +187,7 @@ class Worker:
                 self._loops.pop(old).close()
             try:
                 watcher = self._loops[loop] = LoopWatcher(self.channel, loop)
-            except OSError:
+            except (OSError, ValueError):
                 if self.channel.lost:
                     raise NotSent from None  # its descriptors were closed just now
                 raise
