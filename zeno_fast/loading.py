@@ -54,6 +54,11 @@ class Loader:
         max_message: Bytes of a sidecar's message where its manifest does not say.
         wasm_limits: What no WASM plugin gets beyond.
         allow_absolute: Whether a manifest may name a binary by an absolute path.
+
+    Attributes:
+        folders: Where plugins were loaded from, by their names; absolute, links not resolved, so
+            that a link may lead to another version later.
+        roots: The directories whose plugin folders were loaded.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class Loader:
         self._max_message = max_message
         self._wasm_limits = wasm_limits
         self._allow_absolute = allow_absolute
+        self.folders: dict[str, Path] = {}
+        self.roots: list[Path] = []
         self._monitor: Monitor | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._jobs: ThreadPoolExecutor | None = None
@@ -83,10 +90,12 @@ class Loader:
         manifest = self._read_new(Path(folder))
         driver, description = self.start(manifest)
         try:
-            return self._registry.take_in(manifest, driver, description)
+            plugin = self._registry.take_in(manifest, driver, description)
         except BaseException:
-            driver.close()
+            self.discard(driver)
             raise
+        self._note_folder(plugin, Path(folder))
+        return plugin
 
     def load_all(self, folder: str | os.PathLike[str]) -> LoadReport:
         """Load every plugin folder directly below `folder`; one that fails keeps none from loading.
@@ -98,6 +107,8 @@ class Loader:
         if not root.is_dir():
             what = "is not a directory" if root.exists() else "does not exist"
             raise PluginLoadError(f"the plugin directory {root} {what}", folder=root)
+        if (known := Path(os.path.abspath(root))) not in self.roots:
+            self.roots.append(known)
         entries = [entry for entry in sorted(root.iterdir()) if (entry / MANIFEST_NAME).is_file()]
         report = LoadReport()
         if not entries:
@@ -115,7 +126,9 @@ class Loader:
                 try:
                     for entry, (manifest, start) in starts.items():
                         try:
-                            report.loaded.append(self._finish(manifest, start))
+                            plugin = self._finish(manifest, start)
+                            self._note_folder(plugin, entry)
+                            report.loaded.append(plugin)
                         except ZenoError as error:
                             report.failures[entry.name] = error
                 finally:
@@ -125,7 +138,7 @@ class Loader:
             kept = {plugin.driver for plugin in self._registry.list_plugins()}
             for driver in begun:
                 if driver not in kept:
-                    driver.close()
+                    self.discard(driver)
         self._registry.failures.update(report.failures)
         return report
 
@@ -157,8 +170,26 @@ class Loader:
         """Read the manifest in a folder. Raises ManifestError or PluginLoadError."""
         return Manifest.load(folder, allow_absolute_binary=self._allow_absolute)
 
+    def _note_folder(self, plugin: LoadedPlugin, folder: Path) -> None:
+        self.folders[plugin.name] = Path(os.path.abspath(folder))
+
+    def read_again(self, plugin: LoadedPlugin) -> Manifest:
+        """Read the manifest of a loaded plugin's folder anew. Raises as `read` does."""
+        manifest = self.read(self.folders.get(plugin.name, plugin.folder))
+        if manifest.name != plugin.name:
+            raise PluginLoadError(
+                f"{manifest.file} names itself {manifest.name!r} now, and no longer "
+                f"{plugin.name!r}; unload the old one and load the folder as a new plugin",
+                plugin=plugin.name,
+                folder=plugin.folder,
+            )
+        return manifest
+
     def start(self, manifest: Manifest) -> tuple[Driver, GuestDescription | None]:
-        """Start a plugin; it belongs to the caller. Raises PluginLoadError."""
+        """Start a plugin; the caller registers it or gives it to `discard`.
+
+        Raises PluginLoadError, and UsageError once the manager is closed.
+        """
         try:
             driver = self._make_driver(manifest)
         except ImportError as error:
@@ -170,10 +201,20 @@ class Loader:
                 folder=manifest.folder,
             ) from error
         try:
+            self._registry.begin(driver)
             return driver, driver.load()
-        except BaseException:
-            driver.close()
+        except BaseException as error:
+            self.discard(driver)
+            if isinstance(error, ZenoError):
+                self._registry.refuse_if_closed()  # which is why, then
             raise
+
+    def discard(self, driver: Driver) -> None:
+        """Close what was started and did not become a plugin."""
+        try:
+            driver.close()
+        finally:
+            self._registry.discard(driver)
 
     def _make_driver(self, manifest: Manifest) -> Driver:
         # Each kind is imported when its first plugin is loaded: WASM alone costs 50 ms.

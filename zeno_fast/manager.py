@@ -15,17 +15,21 @@ from typing import Any
 
 from zeno_fast import permissions
 from zeno_fast.driver import Parameters, Scope
-from zeno_fast.errors import PermissionDenied, PluginLoadError, SlotError, ZenoError
+from zeno_fast.errors import PermissionDenied, SlotError, ZenoError
+from zeno_fast.events import EventHub
 from zeno_fast.host.functions import HostCallback, HostFunctions
 from zeno_fast.limits import NO_LIMITS, WasmLimits
 from zeno_fast.loading import Loader, LoadReport
 from zeno_fast.plugin import LoadedPlugin, Response, SlotDefinition
 from zeno_fast.registry import Registry
+from zeno_fast.reloading import Reloader
 from zeno_fast.stream import Stream
 
 __all__ = ["LoadReport", "PluginManager"]
 
 logger = logging.getLogger("zeno_fast")
+
+CLOSE_TIMEOUT = 10.0  # seconds that others may take to give up what they were starting
 
 
 class PluginManager:
@@ -65,6 +69,8 @@ class PluginManager:
         self._loader = Loader(
             self._registry, self._host, timeout, max_message, wasm_limits, allow_absolute_binaries
         )
+        self._events = EventHub()
+        self._reloader = Reloader(self._registry, self._loader, self._events)
         _close_at_exit(self)
         if folder is not None:
             try:
@@ -204,42 +210,25 @@ class PluginManager:
         """End a plugin and forget it. Raises PluginUnavailable where none has that name."""
         self._registry.remove(name).driver.close()
 
-    def reload_plugin(self, name: str) -> LoadedPlugin:
-        """Load a plugin's folder anew and end the old one.
+    def reload_plugin(self, name: str, *, allow_more_permissions: bool = False) -> LoadedPlugin:
+        """Start what is in a plugin's folder now, switch to it, and end the old version.
 
-        A version that does not load leaves the old one serving and raises ManifestError or
-        PluginLoadError.
+        No call is lost: those in flight are ended by the old version, which this waits for, at
+        most until their deadlines; all others are answered by the new one. Reloads of one plugin
+        come one after the other, and hold up no other plugin.
+
+        Args:
+            allow_more_permissions: Whether the new version may have permissions which the running
+                one has not, or be a native process where that one was WASM.
+
+        A version that does not load leaves the old one serving and raises ManifestError,
+        PluginLoadError or, where it asks for more, PermissionDenied.
         """
-        old = self.get_plugin(name)
-        manifest = self._loader.read(old.folder)
-        if manifest.name != name:
-            raise PluginLoadError(
-                f"{manifest.file} names itself {manifest.name!r} now, and no longer {name!r}; "
-                "unload the old one and load the folder as a new plugin",
-                plugin=name,
-                folder=old.folder,
-            )
-        driver, description = self._loader.start(manifest)
-        try:
-            with self._registry.lock:
-                self._registry.refuse_if_closed()
-                current = self.get_plugin(name)
-                new = self._registry.register(manifest, driver, description, replacing=current)
-        except BaseException:
-            driver.close()
-            raise
-        current.driver.close()
-        return new
+        return self._reloader.reload(name, allow_more_permissions)
 
-    def reload_all_plugins(self) -> LoadReport:
-        """Reload every plugin; the failures leave their old version serving."""
-        report = LoadReport()
-        for plugin in self.list_plugins():
-            try:
-                report.loaded.append(self.reload_plugin(plugin.name))
-            except ZenoError as error:
-                report.failures[plugin.folder.name] = error
-        return report
+    def reload_all_plugins(self, *, allow_more_permissions: bool = False) -> LoadReport:
+        """Reload every plugin as `reload_plugin` does; the failures leave their old one serving."""
+        return self._reloader.reload_all(allow_more_permissions)
 
     # -- looking ------------------------------------------------------------------------------
 
@@ -303,13 +292,14 @@ class PluginManager:
 
     def close(self) -> None:
         """End every plugin and wait until all are gone. Idempotent, from any thread."""
-        plugins = self._registry.close()
+        drivers = self._registry.close()
         with ExitStack() as stack:
             stack.callback(self._loader.close)
-            for plugin in plugins:
-                stack.callback(plugin.driver.close)
-            for plugin in plugins:
-                plugin.driver.begin_close()  # all at once; each is waited for afterwards
+            stack.callback(self._registry.wait_closed, CLOSE_TIMEOUT)
+            for driver in drivers:
+                stack.callback(driver.close)
+            for driver in drivers:
+                driver.begin_close()  # all at once; each is waited for afterwards
 
     def __del__(self) -> None:
         if hasattr(self, "_registry") and not self._registry.closed and self._registry.plugins:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -25,6 +25,7 @@ class Registry:
         plugins: By name.
         routes: Who answers a slot, by its name; looked at without the lock.
         failures: What was wrong with plugin folders that did not load, by the folders' names.
+        draining: Drivers that others have taken the place of, and that still have calls.
         closed: Whether the manager takes no more calls.
     """
 
@@ -33,7 +34,10 @@ class Registry:
         self.plugins: dict[str, LoadedPlugin] = {}
         self.routes: dict[str, BoundSlot] = {}
         self.failures: dict[str, ZenoError] = {}
+        self.draining: set[Driver] = set()
         self.closed = False
+        self._starting: dict[Driver, int] = {}  # and the thread that does it
+        self._changed = threading.Condition(self.lock)
         self._unlisted: dict[tuple[str, str], BoundSlot] = {}
 
     def get(self, name: str) -> LoadedPlugin:
@@ -51,6 +55,18 @@ class Registry:
             return [self.plugins[name] for name in sorted(self.plugins)]
 
     # -- changing -----------------------------------------------------------------------------
+
+    def begin(self, driver: Driver) -> None:
+        """Note a driver that is about to start; `register` or `discard` must follow."""
+        with self.lock:
+            self.refuse_if_closed()
+            self._starting[driver] = threading.get_ident()
+
+    def discard(self, driver: Driver) -> None:
+        """Forget a driver that was started and is closed again."""
+        with self.lock:
+            self._starting.pop(driver, None)
+            self._changed.notify_all()
 
     def take_in(
         self, manifest: Manifest, driver: Driver, description: GuestDescription | None
@@ -88,12 +104,12 @@ class Registry:
             MappingProxyType(definitions),
             manifest.version or str(info.get("version") or ""),
         )
-        if replacing is not None:
-            self._forget(replacing)
+        bound = {name: driver.bind(definition) for name, definition in definitions.items()}
         self.plugins[manifest.name] = plugin
-        self.routes.update(
-            {name: driver.bind(definition) for name, definition in definitions.items()}
-        )
+        self.routes.update(bound)  # at once, for those who look without the lock
+        if replacing is not None:
+            self._forget_slots(replacing, bound)
+        self.discard(driver)
         return plugin
 
     def describe_late(self, manifest: Manifest, description: GuestDescription) -> None:
@@ -115,15 +131,28 @@ class Registry:
             self._forget(plugin)
         return plugin
 
-    def close(self) -> list[LoadedPlugin]:
-        """Forget all plugins, take in no more, and return those that there were."""
+    def close(self) -> list[Driver]:
+        """Forget all plugins, take in no more, and return the drivers that have to be closed.
+
+        Those that start are told to give up; whoever starts them closes them, see `wait_closed`.
+        """
         with self.lock:
             self.closed = True
-            plugins = list(self.plugins.values())
+            drivers = [plugin.driver for plugin in self.plugins.values()]
+            drivers += self.draining
             self.plugins.clear()
             self.routes.clear()
             self._unlisted.clear()
-        return plugins
+            starting = list(self._starting)
+        for driver in starting:
+            driver.begin_close()
+        return drivers
+
+    def wait_closed(self, timeout: float) -> None:
+        """Wait until what other threads were starting at `close` is gone."""
+        with self.lock:
+            if threading.get_ident() not in self._starting.values():
+                self._changed.wait_for(lambda: not self._starting, timeout)
 
     def refuse_if_closed(self) -> None:
         """Raise UsageError once the manager is closed."""
@@ -142,8 +171,12 @@ class Registry:
 
     def _forget(self, plugin: LoadedPlugin) -> None:
         del self.plugins[plugin.name]
+        self._forget_slots(plugin, ())
+
+    def _forget_slots(self, plugin: LoadedPlugin, kept: Container[str]) -> None:
         for name in plugin.slots:
-            self.routes.pop(name, None)
+            if name not in kept:
+                self.routes.pop(name, None)
         for key in [key for key in self._unlisted if key[0] == plugin.name]:
             del self._unlisted[key]
 
@@ -183,8 +216,8 @@ class Registry:
         plugin = self.get(name)
         if not plugin.slots and not plugin.driver.described:
             plugin.driver.describe()
-            plugin = self.get(name)
         with self.lock:
+            plugin = self.get(name)
             if slot in plugin.slots:
                 return self.routes[slot]
             if plugin.slots:
