@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zeno_fast import permissions
 from zeno_fast.driver import Parameters, Scope
@@ -24,6 +24,9 @@ from zeno_fast.plugin import LoadedPlugin, Response, SlotDefinition
 from zeno_fast.registry import Registry
 from zeno_fast.reloading import Reloader
 from zeno_fast.stream import Stream
+
+if TYPE_CHECKING:
+    from zeno_fast.watching import Watch
 
 __all__ = ["LoadReport", "PluginManager"]
 
@@ -70,6 +73,7 @@ class PluginManager:
             self._registry, self._host, timeout, max_message, wasm_limits, allow_absolute_binaries
         )
         self._events = EventHub()
+        self._watches: list[Watch] = []
         self._reloader = Reloader(self._registry, self._loader, self._events)
         _close_at_exit(self)
         if folder is not None:
@@ -230,6 +234,28 @@ class PluginManager:
         """Reload every plugin as `reload_plugin` does; the failures leave their old one serving."""
         return self._reloader.reload_all(allow_more_permissions)
 
+    def watch(self, folder: str | os.PathLike[str] | None = None, *, settle: float = 0.5) -> Watch:
+        """Reload plugins whose folders change, until the result is closed or the manager is.
+
+        Plugin folders that appear are loaded, those that vanish are unloaded. What fails is logged
+        and an event, leaves the old version serving, and is tried again after the next change.
+
+        Args:
+            folder: A plugin's folder, or a directory of such; None for all that the manager loads
+                from, now and later.
+            settle: Seconds for which nothing may have changed in a folder before it is acted upon.
+
+        Raises UsageError where the package `watchfiles` is missing, or `folder` is none.
+        """
+        from zeno_fast.watching import Watch  # noqa: PLC0415 - few programs watch
+
+        self._registry.refuse_if_closed()
+        watch = Watch(self, self._registry, self._loader, self._events, folder, settle)
+        self._watches = [*(other for other in self._watches if not other.closed), watch]
+        if self._registry.closed:  # by another thread, which may not have seen it
+            watch.close()
+        return watch
+
     # -- looking ------------------------------------------------------------------------------
 
     @property
@@ -293,6 +319,8 @@ class PluginManager:
     def close(self) -> None:
         """End every plugin and wait until all are gone. Idempotent, from any thread."""
         drivers = self._registry.close()
+        for watch in self._watches:
+            watch.close()
         with ExitStack() as stack:
             stack.callback(self._loader.close)
             stack.callback(self._registry.wait_closed, CLOSE_TIMEOUT)
