@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zeno_fast.manifest import Manifest
     from zeno_fast.plugin import InputDefinition, LoadedPlugin, Response, SlotDefinition
     from zeno_fast.stream import Stream
+    from zeno_fast.watching import Watch
 
     __version__: str
 
@@ -50,6 +51,7 @@ __all__ = [
     "Stream",
     "UsageError",
     "WasmLimits",
+    "Watch",
     "ZenoError",
     "__version__",
     "current_host_call",
@@ -65,6 +67,7 @@ _HOMES = {
     "zeno_fast.manifest": ("Manifest",),
     "zeno_fast.plugin": ("InputDefinition", "LoadedPlugin", "Response", "SlotDefinition"),
     "zeno_fast.stream": ("Stream",),
+    "zeno_fast.watching": ("Watch",),
 }
 
 

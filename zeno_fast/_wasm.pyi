@@ -72,6 +72,9 @@ class Slot:
         timeout: float | None,
         scope: MutableMapping[str, Any] | None,
     ) -> Any: ...
+    def forward(
+        self, text: bytes, deadline: int, scope: MutableMapping[str, Any] | None
+    ) -> Any: ...
     def encode(self, parameters: Mapping[str, Any] | None) -> bytes: ...
     def call_encoded(
         self,

@@ -57,6 +57,18 @@ class BoundSlot(Protocol):
         ...
 
 
+class Superseded(Exception):
+    """A driver of another kind answers now; never seen by callers.
+
+    Attributes:
+        driver: That driver.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()
+        self.driver = driver
+
+
 class Driver(Protocol):
     """Makes the slots of one plugin callable; owns whatever runs them until `close`."""
 
@@ -71,6 +83,11 @@ class Driver(Protocol):
     @property
     def described(self) -> bool:
         """Whether the guest has been asked what it offers."""
+        ...
+
+    @property
+    def successor(self) -> Driver | None:
+        """The driver that answers in this one's place, or None."""
         ...
 
     def describe(self) -> None:
@@ -92,6 +109,14 @@ class Driver(Protocol):
         """Forgive the failures for which calls are refused or put off."""
         ...
 
+    def supersede(self, successor: Driver) -> None:
+        """Let another driver answer this plugin's calls from now on, and end the guest.
+
+        Calls that still come here go to the other one: by `bind` of the slot's definition. Waits
+        until those in flight have ended, at most until their deadlines, or until `close`.
+        """
+        ...
+
     def begin_close(self) -> None:
         """Take no more calls and ask the guest to end; never blocks, `close` must follow."""
         ...
@@ -99,3 +124,10 @@ class Driver(Protocol):
     def close(self) -> None:
         """End the guest and free all it held; calls in flight fail with PluginUnavailable."""
         ...
+
+
+def latest(driver: Driver) -> Driver:
+    """Return who answers in a driver's place at the end, the driver itself where nobody does."""
+    while driver.successor is not None:
+        driver = driver.successor
+    return driver

@@ -28,6 +28,7 @@ __all__ = [
     "granted_variables",
     "outermost_grants",
     "understands_url_pattern",
+    "widened",
 ]
 
 # Longer ones no system and no server knows; to look at them takes time that nobody bounds.
@@ -115,6 +116,34 @@ def allows(permissions: Permissions, folder: Path, kind: str, resource: str) -> 
     return KINDS[kind](permissions, folder, resource)
 
 
+def widened(old: Permissions, new: Permissions, folder: Path) -> dict[str, tuple[str, ...]]:
+    """Return what new permissions allow and old ones did not: their entries, by kind.
+
+    An entry that is not certain to allow nothing more is among them.
+
+    Args:
+        folder: The plugin's folder, to which relative paths of both belong.
+    """
+    more = {
+        "network": [
+            entry
+            for entry in new.network
+            if entry not in old.network and not any(_covers_url(one, entry) for one in old.network)
+        ],
+        "filesystem": [
+            entry for entry in new.filesystem if not _covers_path(old.filesystem, folder, entry)
+        ],
+        "env": [
+            entry
+            for entry in new.env
+            if entry not in old.env and (entry == "*" or not _allows_env(old, folder, entry))
+        ],
+        "database": [entry for entry in new.database if not _allows_database(old, folder, entry)],
+        "scope": sorted(new.scope - old.scope),
+    }
+    return {kind: tuple(entries) for kind, entries in more.items() if entries}
+
+
 def granted_variables(permissions: Permissions) -> dict[str, str]:
     """Return the host's variables that a plugin may see."""
     if not permissions.env:
@@ -186,6 +215,26 @@ def _can_name_a_file(path: str) -> bool:
 
 def _real_parts(folder: Path, path: str) -> tuple[str, ...]:
     return Path(os.path.normcase(os.path.realpath(folder / path))).parts
+
+
+def _covers_path(grants: tuple[str, ...], folder: Path, entry: str) -> bool:
+    """Tell whether an entry of `filesystem` leads to nothing beyond what others grant."""
+    if "*" in grants or entry == "*":
+        return "*" in grants
+    written, real = _both_parts(folder, entry)
+    for grant in grants:
+        written_grant, real_grant = _both_parts(folder, grant)
+        # By both: a link in a granted folder may lead out of it.
+        if written[: len(written_grant)] == written_grant and real[: len(real_grant)] == real_grant:
+            return True
+    return False
+
+
+def _both_parts(folder: Path, grant: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the parts of a granted path as it is written, and of where it leads."""
+    path = granted_path(grant)
+    written = os.path.normcase(os.path.normpath(folder / path))
+    return Path(written).parts, _real_parts(folder, path)
 
 
 def _shown_path(folder: Path, path: str) -> str:
@@ -302,6 +351,55 @@ def _url_rule(pattern: str) -> _UrlRule | None:
         path=compiled,
         with_query=path is not None and "?" in path,
     )
+
+
+def _covers_url(old: str, new: str) -> bool:
+    """Tell whether one URL pattern matches whatever another one does; False where in doubt."""
+    if "*" in (old, new):
+        return old == "*"
+    outer, inner = _url_rule(old), _url_rule(new)
+    if inner is None:
+        return True  # it can allow nothing
+    return (
+        outer is not None
+        and (
+            outer.scheme in ("*", inner.scheme) or (outer.scheme is None and inner.scheme in _PORTS)
+        )
+        and _covers_host(outer, inner)
+        and _covers_port(outer, inner)
+        and _covers_rest(outer, inner)
+    )
+
+
+def _covers_host(outer: _UrlRule, inner: _UrlRule) -> bool:
+    if outer.subdomains:
+        below = inner.host.endswith("." + outer.host) and ":" not in inner.host
+        return below or (inner.subdomains and inner.host == outer.host)
+    return outer.host == "*" or (outer.host == inner.host and not inner.subdomains)
+
+
+def _covers_port(outer: _UrlRule, inner: _UrlRule) -> bool:
+    if outer.port in ("*", inner.port):
+        return True
+    # No port stands for the scheme's own.
+    own = _PORTS.get(inner.scheme or "")
+    return own is not None and (own if outer.port is None else outer.port) == (
+        own if inner.port is None else inner.port
+    )
+
+
+def _covers_rest(outer: _UrlRule, inner: _UrlRule) -> bool:
+    if outer.path is None or inner.path is None:
+        return outer.path is None
+    # What an asterisk of the inner one stands for, only one of the outer one can match.
+    text = "\0".join(inner.path)
+    if outer.with_query:
+        return _fits(outer.path, text if inner.with_query else text + "?\0")
+    if inner.with_query:
+        text, _, _ = text.partition("?")
+        if "\0" in text:
+            return False  # it could stand for a question mark as well
+    return _fits(outer.path, text)
 
 
 def _parse_url(text: str) -> _Url | None:

@@ -7,7 +7,7 @@ All state is touched with the GIL held and without running foreign code in betwe
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memcpy
 
 from zeno_fast._call cimport LOOP, THREAD, Call, RequestTemplate
@@ -137,6 +137,18 @@ cdef class Correlator:
         if count:
             self._pipe.wake()  # one of them may be that of the thread that reads
         return count
+
+    @property
+    def latest_deadline_ns(self):
+        """When the last of these calls expires, on the clock of time.monotonic_ns; 0 for none.
+
+        One that has the channel to itself has not told when, and counts as endless.
+        """
+        cdef Call call
+        cdef int64_t latest = INT64_MAX if self._alone else 0
+        for call in (*self._pending.values(), *self._queue):
+            latest = max(latest, call.deadline_ns)
+        return latest
 
     def use_features(self, features):
         """Take note of what the guest said in `plugin_init` that it understands.

@@ -30,8 +30,8 @@ cdef class Pipeline:
 
     Args:
         slot: Which to call.
-        driver: Gives the running processes by `workers(deadline_ns)`, calls anew by `exchange` what
-            a process that ended had not been sent, and is told by `succeeded`.
+        driver: Gives the running processes by `workers(deadline_ns)`, or raises Superseded; calls anew
+            by `exchange` what a process that ended had not been sent; is told by `succeeded`.
         source: An iterator of parameters.
         timeout: Seconds for each call, or None.
         scope: For each call, or None.
@@ -104,6 +104,11 @@ cdef class Pipeline:
             self._forgives = False
             self._driver.succeeded()
         return data
+
+    def take_held(self):
+        """Return the encoded parameters that were taken from the source and not sent, or None."""
+        held, self._held = self._held, None
+        return held
 
     def close(self):
         """Give up the calls that are on their way. Idempotent."""

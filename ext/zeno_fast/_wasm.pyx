@@ -698,6 +698,10 @@ cdef class Slot:
         cdef int64_t deadline = inherited(deadline_after(now, seconds))
         return self._call(self._encode(parameters), now, deadline, seconds, scope)
 
+    def forward(self, bytes text, int64_t deadline, scope):
+        """Make a call that the pool has no more instances for, as it is superseded."""
+        raise UsageError(f"nobody answers slot {self.name!r} of plugin {self.plugin!r} any more")
+
     def encode(self, parameters):
         """Check parameters and encode them for `call_encoded`. Raises InvalidParameters."""
         return self._encode(parameters)
@@ -724,6 +728,8 @@ cdef class Slot:
             guest = self._idle.take()
             if guest is None:
                 guest = self._pool.acquire(self.name, deadline, seconds)
+                if guest is None:
+                    return self.forward(text, deadline, scope)
             try:
                 if self._direct:
                     return (<Guest> guest).execute(self, text, now, deadline, seconds, scope)

@@ -25,6 +25,7 @@ from zeno_fast import (
     SlotError,
     SlotTimeout,
     Stream,
+    Watch,
     ZenoError,
     current_host_call,
 )
@@ -40,7 +41,11 @@ def loading(folder: Path) -> None:
         assert_type(report.failures, dict[str, ZenoError])
         assert_type(manager.list_plugins(), list[LoadedPlugin])
         assert_type(manager.slots, Mapping[str, SlotDefinition])
-        assert_type(manager.reload_plugin("one"), LoadedPlugin)
+        assert_type(manager.reload_plugin("one", allow_more_permissions=True), LoadedPlugin)
+        assert_type(manager.reload_all_plugins(), LoadReport)
+        with manager.watch(folder, settle=1) as watch:
+            assert_type(watch, Watch)
+            assert_type(watch.closed, bool)
         assert_type(manager.get_plugin("one").manifest, Manifest)
         assert_type(manager.status(), dict[str, Any])
 

@@ -2,11 +2,18 @@ import os
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from zeno_fast.errors import PermissionDenied, UsageError
-from zeno_fast.permissions import Permissions, allows, check, understands_url_pattern
+from zeno_fast.permissions import (
+    Permissions,
+    allows,
+    check,
+    understands_url_pattern,
+    widened,
+)
 
 needs_symlinks = pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights")
 
@@ -300,3 +307,90 @@ def test_a_grant_within_another_is_not_followed_to_where_the_plugin_made_it_lead
         assert path_allowed(folder, ["./data", inner], folder / "data" / "file")
     assert path_allowed(folder, ["./data/sub"], secret / "file")  # nobody could change that one
     assert path_allowed(folder, ["./data", "./database"], folder / "database" / "file")
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "more"),
+    [
+        ("network", ["*"], ["https://a.example/*", "*"], []),
+        ("network", ["https://a.example/*"], ["https://a.example/*"], []),
+        ("network", ["https://a.example/*"], ["https://a.example/v1/*"], []),
+        ("network", ["https://a.example"], ["https://a.example:443/x?y=*"], []),
+        ("network", ["https://a.example:443"], ["https://a.example"], []),
+        ("network", ["a.example"], ["https://a.example", "ws://a.example:80"], []),
+        ("network", ["*.example"], ["https://b.a.example", "*.a.example"], []),
+        ("network", ["https://a.example/v1/*"], ["https://a.example/v1/u?id=*"], []),
+        ("network", ["https://a.example/v1/*?id=*"], ["https://a.example/v1/u?id=1"], []),
+        ("network", ["https://a.example/v*/u"], ["https://a.example/v1/x/u"], []),
+        ("network", [], ["https://a.example"], ["https://a.example"]),
+        ("network", ["https://a.example"], ["*"], ["*"]),
+        ("network", ["https://a.example"], ["a.example"], ["a.example"]),
+        ("network", ["https://a.example"], ["http://a.example"], ["http://a.example"]),
+        ("network", ["https://a.example"], ["https://a.example:8443"], ["https://a.example:8443"]),
+        ("network", ["*.example"], ["https://example"], ["https://example"]),
+        ("network", ["https://a.example"], ["https://*.a.example"], ["https://*.a.example"]),
+        ("network", ["https://a.example/v1/*"], ["https://a.example/*"], ["https://a.example/*"]),
+        ("network", ["https://a.example/v1"], ["https://a.example/v*"], ["https://a.example/v*"]),
+        (
+            "network",
+            ["https://a.example/v?id=*"],
+            ["https://a.example/v"],
+            ["https://a.example/v"],
+        ),
+        (
+            "network",
+            ["https://a.example/a*b"],
+            ["https://a.example/a*b?c"],
+            ["https://a.example/a*b?c"],
+        ),
+        ("filesystem", ["./data"], ["./data/*", "data/sub", "./data/../data"], []),
+        ("filesystem", ["*"], ["/etc", "*"], []),
+        ("filesystem", ["./data"], ["./data-secret"], ["./data-secret"]),
+        ("filesystem", ["./data/sub"], ["./data"], ["./data"]),
+        ("filesystem", ["./data"], ["./data/../etc"], ["./data/../etc"]),
+        ("filesystem", ["./data"], ["./data/out"], ["./data/out"]),
+        ("filesystem", ["./data"], ["*"], ["*"]),
+        ("env", ["A", "B"], ["B"], []),
+        ("env", ["*"], ["A", "*"], []),
+        ("env", ["*"], ["LD_PRELOAD"], ["LD_PRELOAD"]),
+        ("env", ["A"], ["A", "B", "*"], ["B", "*"]),
+        ("database", ["*"], ["main"], []),
+        ("database", ["main"], ["main", "other"], ["other"]),
+        ("database", ["main"], ["*"], ["*"]),
+        ("scope", ["read", "write"], ["read"], []),
+        ("scope", ["read"], ["read", "write"], ["write"]),
+    ],
+)
+def test_R6_what_new_permissions_allow_beyond_the_old_ones(tmp_path, kind, old, new, more):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "out").symlink_to("/etc")
+    kept = frozenset if kind == "scope" else tuple
+    found = widened(Permissions(**{kind: kept(old)}), Permissions(**{kind: kept(new)}), tmp_path)
+    assert found == ({kind: tuple(more)} if more else {})
+
+
+def test_R6_a_pattern_that_passes_allows_no_url_that_the_old_ones_do_not(tmp_path):
+    random = Random(6)
+
+    def pattern() -> str:
+        scheme = random.choice(["", "", "https://", "http://", "ws://", "*://", "ftp://"])
+        host = random.choice(["a.b", "b", "*.b", "*", "x.a.b", "*.a.b", "[::1]"])
+        port = random.choice(["", "", ":80", ":443", ":*"])
+        path = "".join(random.choices(["/", "a", "b", "*", "?", "/*"], k=random.randrange(5)))
+        return scheme + host + port + (f"/{path}" if path else "")
+
+    urls = [
+        f"{scheme}://{host}{port}/{path}"
+        for scheme in ("https", "http", "ws", "ftp")
+        for host in ("a.b", "b", "x.a.b", "y.b", "[::1]")
+        for port in ("", ":80", ":443", ":8080")
+        for path in ("", "a", "ab", "a/b", "a?b", "ab?ab", "?", "b/a?a")
+    ]
+    compared = 0
+    for _ in range(6000):
+        old, new = pattern(), pattern()
+        if not widened(Permissions((old,)), Permissions((new,)), tmp_path):
+            compared += 1
+            for url in urls:
+                assert url_allowed([old], url) or not url_allowed([new], url), (old, new, url)
+    assert compared > 100

@@ -16,8 +16,7 @@ import pytest
 import wasmtime
 from fault.ways import wait_until
 
-from zeno_fast import PluginLoadError, PluginManager, UsageError, ZenoError
-from zeno_fast import manager as managers
+from zeno_fast import PluginLoadError, PluginManager, UsageError, ZenoError, loading
 from zeno_fast.wasm import program, ticks
 from zeno_fast.wasm.driver import WasmDriver
 from zeno_fast.wasm.engine import Engine
@@ -134,7 +133,7 @@ def test_modules_are_compiled_at_the_same_time(
 def test_as_many_are_loaded_at_once_as_there_are_threads_for_it(
     manager: PluginManager, folder: Path, make: Make, before_compiling: Around, fresh: bool
 ) -> None:
-    together = threading.Barrier(managers.LOAD_THREADS)
+    together = threading.Barrier(loading.LOAD_THREADS)
     most, now, lock = 0, 0, threading.Lock()
 
     def meet(code: bytes) -> None:
@@ -147,12 +146,12 @@ def test_as_many_are_loaded_at_once_as_there_are_threads_for_it(
             now -= 1
 
     before_compiling(meet)
-    count = 2 * managers.LOAD_THREADS
+    count = 2 * loading.LOAD_THREADS
     for number in range(count):
         make(f"p{number:02}", number, fresh=fresh)
     report = manager.load_plugins_from_dir(folder)
     assert report.failures == {}
-    assert most == managers.LOAD_THREADS
+    assert most == loading.LOAD_THREADS
     assert [plugin.name for plugin in report.loaded] == [f"p{n:02}" for n in range(count)]
     assert [manager.call(f"p{n:02}") for n in range(count)] == list(range(count))
 
@@ -257,7 +256,7 @@ def test_an_interrupt_while_it_waits_for_others_leaves_no_plugin_half_loaded(
 ) -> None:
     interrupted, waiting = threading.Event(), threading.Event()
     begun = threading.Semaphore(0)
-    finish = PluginManager._finish
+    finish = loading.Loader._finish
 
     def finish_later(*arguments: Any) -> Any:
         waiting.set()
@@ -280,7 +279,7 @@ def test_an_interrupt_while_it_waits_for_others_leaves_no_plugin_half_loaded(
         while not interrupted.wait(0.05):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    monkeypatch.setattr(PluginManager, "_finish", finish_later)
+    monkeypatch.setattr(loading.Loader, "_finish", finish_later)
     before_compiling(wait)
     for number in range(4):
         make(f"p{number}", number)
@@ -324,7 +323,7 @@ def test_an_interrupt_just_as_a_plugin_is_begun_leaves_nothing_of_it(
     make("two")
     make_plugin(ECHO, name="zz", folder=folder)
     with monkeypatch.context() as patch:
-        patch.setattr(managers, "ThreadPoolExecutor", Interrupted)
+        patch.setattr(loading, "ThreadPoolExecutor", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             manager.load_plugins_from_dir(folder)
     assert manager.list_plugins() == []
@@ -396,13 +395,13 @@ def test_a_sidecar_whose_turn_comes_when_the_manager_is_closed_leaves_nothing(
     before_compiling: Around,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(managers, "LOAD_THREADS", 1)  # the sidecar waits for the other
+    monkeypatch.setattr(loading, "LOAD_THREADS", 1)  # the sidecar waits for the other
     make("first")
     make_plugin(ECHO, name="second", folder=folder)
     before = set(threading.enumerate())
     manager = PluginManager()  # it is closed once, and that has to do
     begun = threading.Event()  # both of them, as it waits for the first
-    finish = PluginManager._finish
+    finish = loading.Loader._finish
 
     def finish_later(*arguments: Any) -> Any:
         begun.set()
@@ -412,7 +411,7 @@ def test_a_sidecar_whose_turn_comes_when_the_manager_is_closed_leaves_nothing(
         assert begun.wait(30)
         manager.close()
 
-    monkeypatch.setattr(PluginManager, "_finish", finish_later)
+    monkeypatch.setattr(loading.Loader, "_finish", finish_later)
     before_compiling(close)
     load_until_closed(manager, folder)
     assert manager.list_plugins() == []

@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from itertools import chain
 from typing import Any
+
+import orjson
 
 from zeno_fast._call import Call, NotSent, RequestTemplate
 from zeno_fast._pipeline import Pipeline
 from zeno_fast._slot import DirectSlot
-from zeno_fast.driver import Parameters, Scope
+from zeno_fast.driver import BoundSlot, Driver, Parameters, Scope, Superseded, latest
 from zeno_fast.errors import (
     PluginCrashed,
     PluginLoadError,
@@ -57,6 +60,9 @@ class SidecarDriver:
         max_message: Bytes of one message, either way, where the manifest says nothing.
         on_described: Is told what the guest offers when a first call started it.
         events: Is told of starts, ends and restarts.
+
+    Attributes:
+        successor: Who answers in this driver's place, or None.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class SidecarDriver:
         self._loading = False
         self._description = GuestDescription()
         self._closed = False
+        self.successor: Driver | None = None
         self._factory = WorkerFactory(
             manifest, host, monitor, executor, max_message, self.resubmit, self._ended,
             self._spent, self._take_description,
@@ -114,7 +121,10 @@ class SidecarDriver:
 
     def describe(self) -> None:
         """Start a process if none runs, so that what it offers gets known."""
-        self.worker(time.monotonic_ns() + int(self.timeout * 1e9))
+        try:
+            self.worker(time.monotonic_ns() + int(self.timeout * 1e9))
+        except Superseded as moved:
+            moved.driver.describe()
 
     def bind(self, definition: SlotDefinition) -> SidecarSlot:
         """Return the callable form of one slot."""
@@ -124,6 +134,8 @@ class SidecarDriver:
         """Say whether processes run, their pids, and what was counted."""
         status = self._pool.status()
         workers = status["workers"]
+        if self.successor is not None and not self._closed:
+            status["state"] = "draining"
         status |= {
             "transport": "stdio",
             "sandbox": "none",
@@ -138,6 +150,14 @@ class SidecarDriver:
     def reset(self) -> None:
         """Forgive all failures: a plugin that was refused is started again."""
         self._pool.reset()
+
+    def supersede(self, successor: Driver) -> None:
+        """Let another driver answer; end the processes once the calls in flight have ended."""
+        self.successor = successor
+        try:
+            self._pool.drain()
+        finally:
+            self.close()
 
     def begin_close(self) -> None:
         """Take no more calls and ask the processes to end; `close` waits for them."""
@@ -155,41 +175,63 @@ class SidecarDriver:
     def worker(self, deadline_ns: int) -> Worker:
         """Return the least busy process, started first where there is none.
 
-        Raises PluginUnavailable, PluginCrashed, PluginLoadError or SlotTimeout.
+        Raises PluginUnavailable, PluginCrashed, PluginLoadError, SlotTimeout or Superseded.
         """
         worker = self._pool.pick()
         if worker is not None:
             return worker
-        starting = self._start()
-        left = (deadline_ns - time.monotonic_ns()) / 1e9
         try:
+            starting = self._start()
+            left = (deadline_ns - time.monotonic_ns()) / 1e9
             return starting.result(min(max(0.0, left), threading.TIMEOUT_MAX))
         except FutureTimeout as error:
-            if starting.done():
+            if not starting.done():
+                raise self._still_starting() from error
+            if self.successor is None:
                 raise  # the start's own
-            raise self._still_starting() from error
+        except ZenoError:
+            if self.successor is None:
+                raise
+        return self._answering().worker(deadline_ns)
 
     async def worker_async(self, deadline_ns: int) -> Worker:
         """Return a process as `worker` does, without blocking the event loop."""
         worker = self._pool.pick()
         if worker is not None:
             return worker
-        starting = asyncio.wrap_future(self._start())
-        left = (deadline_ns - time.monotonic_ns()) / 1e9
-        done, _ = await asyncio.wait([starting], timeout=max(0.0, left))
-        if not done:
-            raise self._still_starting()
-        return starting.result()
+        try:
+            starting = asyncio.wrap_future(self._start())
+            left = (deadline_ns - time.monotonic_ns()) / 1e9
+            done, _ = await asyncio.wait([starting], timeout=max(0.0, left))
+            if not done:
+                raise self._still_starting()
+            return starting.result()
+        except ZenoError:
+            if self.successor is None:
+                raise
+        return await self._answering().worker_async(deadline_ns)
 
     @property
     def running_workers(self) -> tuple[Worker, ...]:
         """The processes that take calls now."""
-        return self._pool.workers
+        driver = latest(self)
+        return driver._pool.workers if isinstance(driver, SidecarDriver) else ()
 
     def workers(self, deadline_ns: int) -> tuple[Worker, ...]:
         """Return all that take calls, at least one. Raises as `worker` does."""
         worker = self.worker(deadline_ns)
-        return self._pool.workers or (worker,)
+        return self.running_workers or (worker,)
+
+    def _answering(self) -> SidecarDriver:
+        """Return who answers now. Raises Superseded where that is no sidecar."""
+        driver = latest(self)
+        if isinstance(driver, SidecarDriver):
+            return driver
+        raise Superseded(driver)
+
+    def slot_of(self, moved: Superseded, slot: str) -> BoundSlot:
+        """Return a slot of the driver that answers now; the parameters are checked already."""
+        return moved.driver.bind(SlotDefinition(slot, plugin=self.manifest.name))
 
     def _start(self) -> Future[Worker]:
         if self._closed:
@@ -208,17 +250,23 @@ class SidecarDriver:
 
     def succeeded(self) -> None:
         """Forgive the failures before a call that was answered."""
-        if self._pool.breaker.failures:
-            self._pool.succeeded()
+        driver = latest(self)
+        if isinstance(driver, SidecarDriver) and driver._pool.breaker.failures:
+            driver._pool.succeeded()
 
     @property
     def failures(self) -> int:
         """Number of times in a row that a process died."""
-        return self._pool.breaker.failures
+        driver = latest(self)
+        return driver._pool.breaker.failures if isinstance(driver, SidecarDriver) else 0
 
     def release(self, worker: Worker) -> None:
-        """End a process after its last call, where `keep_alive` is off."""
-        self._pool.release(worker)
+        """End a process after its last call, where `keep_alive` is off; it may be a successor's."""
+        driver: Driver | None = self
+        while not worker.keep_alive and isinstance(driver, SidecarDriver):
+            if driver._pool.release(worker):
+                return
+            driver = driver.successor
 
     def resubmit(self, call: Call) -> None:
         """Send a future's call again that another process may have."""
@@ -248,7 +296,11 @@ class SidecarDriver:
         """
         repeats = REPEATS if template.idempotent else 0
         while True:
-            worker = self.worker(deadline_ns)
+            try:
+                worker = self.worker(deadline_ns)
+            except Superseded as moved:
+                slot = self.slot_of(moved, template.slot)
+                return slot.call(orjson.loads(payload), seconds_until(deadline_ns), scope)
             try:
                 data = worker.channel.call(template, payload, deadline_ns, scope)
             except NotSent:
@@ -303,8 +355,11 @@ class SidecarSlot(DirectSlot):
                     break
                 except NotSent:
                     continue
-            if not driver.manifest.sidecar.keep_alive:
+            if not worker.keep_alive:
                 future.add_done_callback(lambda _: driver.release(worker))
+        except Superseded as moved:
+            slot = driver.slot_of(moved, self.template.slot)
+            return slot.submit(orjson.loads(payload), seconds_until(deadline_ns), scope)
         except ZenoError as error:
             future.set_exception(error)
         return future
@@ -332,9 +387,15 @@ class SidecarSlot(DirectSlot):
         """Call once for each of `many`, pipelined; yield the data in order."""
         driver = self._driver
         width = max(1, min(WINDOW, driver.manifest.sidecar.max_queue // 2))
-        calls = Pipeline(self, driver, iter(many), timeout, scope, width, WINDOW_NBYTES)
+        source = iter(many)
+        calls = Pipeline(self, driver, source, timeout, scope, width, WINDOW_NBYTES)
         try:
             yield from calls
+        except Superseded as moved:
+            held = calls.take_held()
+            if held is not None:
+                source = chain((orjson.loads(held),), source)
+            yield from moved.driver.bind(self.definition).map(source, timeout, scope)
         finally:
             calls.close()
 
@@ -348,7 +409,14 @@ class SidecarSlot(DirectSlot):
         repeats = REPEATS if self.template.idempotent else 0
         channel = driver.route.pick()
         while True:
-            worker = await driver.worker_async(deadline_ns) if channel is None else channel.owner
+            try:
+                worker = (
+                    await driver.worker_async(deadline_ns) if channel is None else channel.owner
+                )
+            except Superseded as moved:
+                slot = driver.slot_of(moved, self.template.slot)
+                seconds = seconds_until(deadline_ns)
+                return await slot.call_async(orjson.loads(payload), seconds, scope)
             channel = None  # another time it may be the same one, whose end is not noticed yet
             try:
                 data = worker.ask(self.template, payload, deadline_ns, scope)
@@ -365,3 +433,8 @@ class SidecarSlot(DirectSlot):
                 driver.release(worker)
             driver.succeeded()
             return data
+
+
+def seconds_until(deadline_ns: int) -> float:
+    """Return the seconds until a deadline on the clock of `time.monotonic_ns`, 0 or more."""
+    return max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)

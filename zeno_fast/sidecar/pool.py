@@ -22,6 +22,7 @@ from zeno_fast.sidecar.monitor import Monitor
 from zeno_fast.sidecar.worker import Worker
 
 DRAIN_STEP = 0.01  # seconds between two looks at whether the last call of a process has ended
+SHORTEST_DRAIN_STEP = 0.0005
 HEALTHY_AFTER = 60.0  # seconds that a process has to run for earlier failures to be forgiven
 JITTER = 0.1  # by this part of it at most a bound is lower than the manifest's
 
@@ -74,7 +75,8 @@ class WorkerPool:
         self._replacing: set[Worker] = set()
         self._resting = False  # it ends without a call, and of its own will: the next one starts it
         self._owed = 0  # processes that ended by themselves and were not started again yet
-        self._closed = False
+        self._ending = False  # nothing is started any more
+        self._closed = False  # and everything is being ended
         self._owner_pid = os.getpid()
         self.restarts = 0
         self.recycled: Counter[str] = Counter()
@@ -134,11 +136,14 @@ class WorkerPool:
                 return start
             return self._begin()
 
-    def release(self, worker: Worker) -> None:
-        """End a process after its last call, where `keep_alive` is off."""
-        if not self._options.keep_alive and worker.channel.retire():
+    def release(self, worker: Worker) -> bool:
+        """End a process after its last call; return whether it was one of these."""
+        if worker not in self._workers:
+            return worker in self._leaving
+        if worker.channel.retire():
             self._take_out(worker)
             self._submit_stop(worker)
+        return True
 
     def succeeded(self) -> None:
         """Forgive the failures before a call that was answered."""
@@ -156,7 +161,7 @@ class WorkerPool:
     # -- starting -----------------------------------------------------------------------------
 
     def _may_grow(self) -> bool:
-        return not self._closed and len(self._workers) + len(self._starts) < self._most
+        return not self._ending and len(self._workers) + len(self._starts) < self._most
 
     def _grow(self) -> None:
         with self._lock:
@@ -169,7 +174,7 @@ class WorkerPool:
             if not self._eager or self._resting or not self._factory.described:
                 return
             while (
-                not self._closed
+                not self._ending
                 and len(self._workers) + len(self._starts) < self._least
                 and self.breaker.state != OPEN
                 and not (self._starts and self.breaker.state == HALF_OPEN)
@@ -178,7 +183,7 @@ class WorkerPool:
 
     def _begin(self) -> _Start:
         """Begin a start, after the delay that earlier failures demand; called with the lock."""
-        if self._closed:
+        if self._ending:
             raise self._is_closed()
         delay = self.breaker.delay()
         start: _Start = Future()
@@ -213,7 +218,7 @@ class WorkerPool:
             raise
         with self._lock:
             self._starts.pop(start, None)
-            late = self._closed
+            late = self._ending
             if not late:
                 self._workers += (worker,)
                 restarted = self._owed > 0
@@ -275,7 +280,7 @@ class WorkerPool:
     def _lead(self) -> None:
         """Let calls go to the processes directly where nothing has to be done around them."""
         with self._lock:
-            if self._closed or not self._options.keep_alive or self.breaker.failures:
+            if self._ending or not self._options.keep_alive or self.breaker.failures:
                 self.route.lead_to((), False)
             else:
                 self.route.lead_to(
@@ -338,7 +343,7 @@ class WorkerPool:
     def _replace(self, worker: Worker, reason: str) -> None:
         """Recycle a process, once another one takes its calls where there would be too few."""
         with self._lock:
-            if worker in self._replacing or self._closed:
+            if worker in self._replacing or self._ending:
                 return
             if len(self._workers) > self._least or not self._eager:
                 start = None
@@ -371,7 +376,7 @@ class WorkerPool:
 
     def _drain(self, worker: Worker) -> None:
         """End a process that gets no more calls once it has none left; in the monitor's thread."""
-        if worker.channel.lost or worker.channel.retire():
+        if worker.is_drained():
             self._submit_stop(worker)
         else:
             self._monitor.run_in(DRAIN_STEP, lambda: self._drain(worker))
@@ -386,23 +391,22 @@ class WorkerPool:
         worker.stop()
         self._forget_gone()
 
-    def drain(self, timeout: float) -> None:
-        """Give no more calls to the processes and wait until they have none left."""
+    def drain(self) -> None:
+        """Start nothing more, give out no more calls, and wait until all have ended, or `close`."""
         with self._lock:
+            self._ending = True
             workers, self._workers = self._workers, ()
             self._leaving.update(workers)
         self._lead()
-        deadline = time.monotonic() + timeout
-        for worker in workers:
-            while not (worker.channel.lost or worker.channel.retire()):
-                if time.monotonic() > deadline:
-                    return
-                time.sleep(DRAIN_STEP)
+        pause = SHORTEST_DRAIN_STEP
+        while not self._closed and not all(worker.is_drained() for worker in workers):
+            time.sleep(pause)
+            pause = min(2 * pause, DRAIN_STEP)
 
     def begin_close(self) -> None:
         """Start nothing more and ask all processes to end; `close` waits for them."""
         with self._lock:
-            self._closed = True
+            self._closed = self._ending = True
             workers = {*self._workers, *self._leaving, *self._greeted}
         self._lead()
         for worker in workers:

@@ -7,8 +7,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from zeno_fast._call import Call, NotSent, RequestTemplate
-from zeno_fast.driver import Scope
+from zeno_fast.driver import Scope, Superseded
 from zeno_fast.errors import SlotError, UsageError
 from zeno_fast.sidecar.watchers import LoopWatcher, expire_in_loop
 from zeno_fast.stream import Stream
@@ -120,7 +122,12 @@ class SidecarStream(Stream):
     def _begin(self) -> None:
         deadline_ns = self._deadline()
         while self._call is None:
-            worker = self._driver.worker(deadline_ns)
+            try:
+                worker = self._driver.worker(deadline_ns)
+            except Superseded as moved:
+                slot = self._driver.slot_of(moved, self.slot)
+                self._end(slot.call(*self._arguments(deadline_ns)))
+                return
             try:
                 self._call = worker.channel.start_stream(
                     self._template, self._payload, deadline_ns, self._scope, self._chunks, None
@@ -162,7 +169,12 @@ class SidecarStream(Stream):
     async def _begin_async(self) -> None:
         deadline_ns = self._deadline()
         while self._call is None:
-            worker = await self._driver.worker_async(deadline_ns)
+            try:
+                worker = await self._driver.worker_async(deadline_ns)
+            except Superseded as moved:
+                slot = self._driver.slot_of(moved, self.slot)
+                self._end(await slot.call_async(*self._arguments(deadline_ns)))
+                return
             try:
                 watcher = worker.loop_watcher()
                 self._call = worker.channel.start_stream(
@@ -178,6 +190,11 @@ class SidecarStream(Stream):
             self._timer = expire_in_loop(worker.channel, self._call)
 
     # -- both ----------------------------------------------------------------------------------
+
+    def _arguments(self, deadline_ns: int) -> tuple[Any, float, Scope | None]:
+        """Return what the call is made with where a driver of another kind has to make it."""
+        left = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
+        return orjson.loads(self._payload), left, self._scope
 
     def _deadline(self) -> int:
         """Return the call's deadline, which the first use sets."""

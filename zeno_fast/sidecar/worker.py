@@ -34,6 +34,7 @@ PING = RequestTemplate("plugin_init")
 MAX_HOST_CALLS = 64  # of one guest at the same time
 END_GRACE = 0.5  # seconds that a guest which closed its output may take to end
 TERM_GRACE = 1.0  # seconds between SIGTERM and SIGKILL
+OVERDUE_NS = 1_000_000_000  # after its deadline that a call may take to end
 REAP_STEP = 0.002  # seconds between two looks at whether all that a process started has ended
 STOPPED_TIMES = 3  # that a process is found stopped, a second apart, before it is given up
 LONG_REQUEST = 64 * 1024  # bytes above which guests that read with a line limit die silently
@@ -101,6 +102,8 @@ class Worker:
         self._stop_began = 0.0
         os.set_blocking(process.stderr_fd, False)
         options = manifest.sidecar
+        self.keep_alive = options.keep_alive
+        self._overdue_ns = 0
         self._max_request = options.max_request or max_message
         self.max_response = options.max_response or max_message
         self.channel = Channel(
@@ -146,6 +149,16 @@ class Worker:
             "noise_lines": channel.noise,
             "memory": resident_nbytes(self.pid),
         }
+
+    def is_drained(self) -> bool:
+        """Tell whether it has no calls left and takes no more, or those it has are overdue."""
+        channel = self.channel
+        if channel.lost or channel.retire():
+            return True
+        if not self._overdue_ns:
+            self._overdue_ns = time.monotonic_ns() + OVERDUE_NS
+        channel.pump()  # whoever has calls here may read on much later, as with `map`
+        return time.monotonic_ns() > max(self._overdue_ns, channel.latest_deadline_ns + OVERDUE_NS)
 
     def crash(self) -> PluginCrashed:
         """Say how the process ended between two calls; waits for its end."""
@@ -228,7 +241,7 @@ class Worker:
                 self._loops.pop(old).close()
             try:
                 watcher = self._loops[loop] = LoopWatcher(self.channel, loop)
-            except OSError:
+            except (OSError, ValueError):
                 if self.channel.lost:
                     raise NotSent from None  # its descriptors were closed just now
                 raise
@@ -382,6 +395,8 @@ class Worker:
 
     def _read_stderr(self) -> None:
         with self._stderr_lock:
+            if self._process.stderr_fd < 0:
+                return  # it was read to its end, in the same turn of the monitor
             for _ in range(16):  # then the others' turn; a flood is still there next time
                 try:
                     data = os.read(self._process.stderr_fd, 65536)

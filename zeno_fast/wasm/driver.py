@@ -18,11 +18,13 @@ from zeno_fast.wasm.slot import WasmSlot
 from zeno_fast.wasm.startup import GuestMaker
 
 if TYPE_CHECKING:
+    from zeno_fast.driver import Driver
     from zeno_fast.host.functions import HostFunctions
     from zeno_fast.manifest import Manifest
 
 
 INNER_THREADS = 512  # made as needed
+DRAIN_GRACE = 1.0  # seconds after its deadline that a call may take to end
 
 
 class WasmDriver:
@@ -40,6 +42,7 @@ class WasmDriver:
     Attributes:
         timeout: Seconds that a call may take where it does not say.
         public: Why guests are called through the `wasmtime` package's public API, or "".
+        successor: Who answers in this driver's place, or None.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class WasmDriver:
         assert self._options.timeout is not None
         self.timeout = self._options.timeout
         self.public = ""
+        self.successor: Driver | None = None
         self._manifest = manifest
         self._code = code
         self._host = host
@@ -148,6 +152,8 @@ class WasmDriver:
     def status(self) -> dict[str, Any]:
         """Say how the guest does, in values that JSON can carry."""
         state = "closed" if self._closed else "new" if self._pool is None else "ready"
+        if self.successor is not None and not self._closed:
+            state = "draining"
         status: dict[str, Any] = {"state": state, "call": "public" if self.public else "direct"}
         if self.public:
             status["call_reason"] = self.public
@@ -157,6 +163,15 @@ class WasmDriver:
 
     def reset(self) -> None:
         """Do nothing: what failed is not held against the next instance."""
+
+    def supersede(self, successor: Driver) -> None:
+        """Let another driver answer; end the guests once the calls in flight have ended."""
+        self.successor = successor
+        try:
+            self.pool.supersede()
+            self.pool.drain(DRAIN_GRACE)
+        finally:
+            self.close()
 
     def begin_close(self) -> None:
         """Take no more calls and end those in flight; never blocks, `close` must follow."""

@@ -27,6 +27,8 @@ class Guest(Protocol):
     @property
     def owner(self) -> int: ...  # noqa: D102
     @property
+    def deadline(self) -> int: ...  # noqa: D102
+    @property
     def served(self) -> int: ...  # noqa: D102
 
     @property

@@ -38,12 +38,16 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Waiter:
-    """A caller that waits for an instance; `guest` stays None where it is to make its own."""
+    """A caller that waits for an instance; `guest` stays None where it is to make its own.
+
+    Or where it is to go to another driver: then `moved` is set.
+    """
 
     def __init__(self) -> None:
         self.wake = threading.Lock()
         self.wake.acquire()
         self.guest: Guest | None = None
+        self.moved = False
 
 
 class InstancePool:
@@ -70,6 +74,8 @@ class InstancePool:
         self._count = 0
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
+        self._superseded = False
+        self._emptied = threading.Event()  # after it was superseded
         self._retired: list[Guest] = []  # idle when the pool was closed, still to be freed
         self._served = 0
         self._broken = 0
@@ -87,8 +93,10 @@ class InstancePool:
         self.release(guest)
         return description
 
-    def acquire(self, slot: str, deadline: int, seconds: float) -> Guest:
+    def acquire(self, slot: str, deadline: int, seconds: float) -> Guest | None:
         """Return an instance for the caller alone; wait for one until `deadline`.
+
+        Returns None once the pool is superseded: the driver says who answers the call.
 
         Args:
             slot: For messages.
@@ -97,6 +105,8 @@ class InstancePool:
         Raises SlotTimeout, PluginUnavailable, PluginCrashed or UsageError.
         """
         with self._lock:
+            if self._superseded:
+                return None
             if self._closed:
                 raise self._failures.closed(slot)
             guest = self.idle.take()
@@ -116,7 +126,7 @@ class InstancePool:
                     return guest
         if waiter is not None:
             guest = self._wait(waiter, slot, deadline, seconds)
-            if guest is not None:
+            if guest is not None or waiter.moved:
                 return guest
         try:
             return self._make(lambda guest: self._maker.start(guest, deadline))[0]
@@ -148,7 +158,9 @@ class InstancePool:
     def release(self, guest: Guest) -> None:
         """Take an instance back; replace it where it cannot serve again."""
         with self._lock:
-            fit = not (guest.broken or guest.worn or self._fresh or self._closed)
+            fit = not (
+                guest.broken or guest.worn or self._fresh or self._closed or self._superseded
+            )
             if fit and self._waiters:
                 self._offer(self._waiters[0], guest)
                 return
@@ -177,6 +189,33 @@ class InstancePool:
                 self.attention.remove(waiter)
         self._waiters.clear()
 
+    def supersede(self) -> None:
+        """Lend no more: who asks, or waits, is sent away. Calls in flight go on."""
+        with self._lock:
+            if self._closed or self._superseded:
+                return
+            self._superseded = True
+            self.attention.append("superseded")
+            self._retire_idle()
+            while self._waiters:
+                self._waiters[0].moved = True
+                self._offer(self._waiters[0], None)
+            if self._count == 0:
+                self._emptied.set()
+        self._free_retired()
+
+    def drain(self, grace: float) -> None:
+        """Wait until no call is in flight, or `grace` seconds after the last deadline, or `close`.
+
+        Only after `supersede`.
+        """
+        began = _wasmtime.now_ns()
+        while not (self._emptied.wait(0.05) or self._closed):
+            with self._lock:
+                last = max((guest.deadline for guest in self._guests), default=0)
+            if _wasmtime.now_ns() > max(began, last) + grace * 1e9:
+                return
+
     def begin_close(self) -> None:
         """End calls in flight and lend no more; never blocks, `close` must follow."""
         with self._lock:
@@ -184,9 +223,7 @@ class InstancePool:
                 return
             self._closed = True
             self.attention.append("closed")
-            while (guest := self.idle.take()) is not None:
-                self._discard(guest)
-                self._retired.append(guest)
+            self._retire_idle()
             for running in self._guests:
                 running.interrupt()
             while self._waiters:
@@ -197,6 +234,14 @@ class InstancePool:
     def close(self) -> None:
         """End all instances; whoever still runs one frees it. May be repeated."""
         self.begin_close()
+        self._free_retired()
+
+    def _retire_idle(self) -> None:
+        while (guest := self.idle.take()) is not None:
+            self._discard(guest)
+            self._retired.append(guest)
+
+    def _free_retired(self) -> None:
         while self._retired:
             try:
                 guest = self._retired.pop()
@@ -257,7 +302,7 @@ class InstancePool:
             raise
         if self._forget_locked(waiter):
             raise self._failures.queued_too_long(slot, seconds, self.limit)
-        if waiter.guest is None and self._closed:
+        if waiter.guest is None and self._closed and not waiter.moved:
             raise self._failures.closed(slot)
         return waiter.guest
 
@@ -265,7 +310,7 @@ class InstancePool:
         """Give back what a caller was offered just as it went away."""
         if waiter.guest is not None:
             self.release(waiter.guest)
-        else:
+        elif not waiter.moved:
             with self._lock:
                 self._give_up_place()
 
@@ -280,6 +325,8 @@ class InstancePool:
             self._offer(self._waiters[0], None)
             return
         self._count -= 1
+        if self._superseded and self._count == 0:
+            self._emptied.set()
         if self._closed and self._count == 0:
             self._maker.close()
 

@@ -8,13 +8,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextvars import copy_context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from zeno_fast import _wasm, _wasmtime
-from zeno_fast.driver import Parameters, Scope
+from zeno_fast.driver import BoundSlot, Driver, Parameters, Scope, latest
 from zeno_fast.errors import PluginUnavailable, ZenoError
 from zeno_fast.host.context import current_host_call
-from zeno_fast.plugin import SlotDefinition
+from zeno_fast.plugin import EMPTY, SlotDefinition
 from zeno_fast.stream import Stream, WholeStream
 from zeno_fast.wasm.pace import SHORT_NS, Pace
 
@@ -31,6 +34,7 @@ class WasmSlot(_wasm.Slot):
     def __init__(self, definition: SlotDefinition, driver: WasmDriver) -> None:
         super().__init__(definition, driver.pool, driver.timeout, not driver.public)
         self._driver = driver
+        self._moved: tuple[Driver, BoundSlot] | None = None
         blocking = definition.blocking
         if blocking is None and driver.reaches_callbacks:
             blocking = True  # what the host does there may need the loop
@@ -52,6 +56,8 @@ class WasmSlot(_wasm.Slot):
         deadline = _wasmtime.deadline_ns(seconds)
         within = current_host_call()
         try:
+            if self._driver.successor is not None:
+                return self._successor().submit(orjson.loads(text), seconds, scope)
             if within is None:
                 return self._driver.executor().submit(self._timed, text, deadline, seconds, scope)
             self._driver.pool.refuse_waiting_for_itself(self.definition.name, within)
@@ -60,7 +66,10 @@ class WasmSlot(_wasm.Slot):
             return self._driver.inner_executor().submit(
                 context.run, self._timed, text, deadline, seconds, scope
             )
-        except RuntimeError as error:  # the plugin was closed just now, or the interpreter ends
+        except (PluginUnavailable, RuntimeError) as error:
+            # The plugin was closed or replaced just now, or the interpreter ends.
+            if self._driver.successor is not None:
+                return self._successor().submit(orjson.loads(text), seconds, scope)
             if isinstance(error, ZenoError):
                 raise
             raise PluginUnavailable(
@@ -103,6 +112,8 @@ class WasmSlot(_wasm.Slot):
         """Return the stream of a call: a WASM guest has only its final answer to give."""
         seconds = self._driver.timeout if timeout is None else timeout
         text = self.encode(parameters)
+        if self._driver.successor is not None:
+            return self._successor().stream(orjson.loads(text), seconds, scope)
         return WholeStream(
             self.definition.name,
             lambda: self.call_encoded(text, _wasmtime.deadline_ns(seconds), seconds, scope),
@@ -122,6 +133,8 @@ class WasmSlot(_wasm.Slot):
         if short and self._pace.turn_is_due():
             await asyncio.sleep(0)
         if not (short and self._driver.pool.idle):
+            if self._driver.successor is not None:
+                return await self._successor().call_async(orjson.loads(text), seconds, scope)
             return await asyncio.wrap_future(self._submit(text, seconds, scope))
         return self._timed(text, _wasmtime.deadline_ns(seconds), seconds, scope, True)
 
@@ -134,3 +147,15 @@ class WasmSlot(_wasm.Slot):
             return self.call_encoded(text, deadline, seconds, scope)
         finally:
             self._pace.note(time.perf_counter_ns() - begun, in_loop)
+
+    def forward(self, text: bytes, deadline: int, scope: Scope | None) -> Any:
+        """Make a call, as the pool lends no more instances, by the driver that answers now."""
+        seconds = max(0.0, (deadline - _wasmtime.now_ns()) / 1e9)
+        return self._successor().call(orjson.loads(text), seconds, scope)
+
+    def _successor(self) -> BoundSlot:
+        """Return the slot of the driver that answers now; the parameters are checked already."""
+        driver = latest(self._driver)
+        if self._moved is None or self._moved[0] is not driver:
+            self._moved = driver, driver.bind(replace(self.definition, inputs=EMPTY))
+        return self._moved[1]
