@@ -252,7 +252,8 @@ def test_importing_zeno_fast_loads_neither_wasmtime_nor_asyncio(run_python):
     done = run_python(
         """
         import sys, zeno_fast
-        print([m for m in ("wasmtime", "asyncio", "click", "rich", "watchfiles") if m in sys.modules])
+        names = ("wasmtime", "asyncio", "click", "rich", "watchfiles")
+        print([name for name in names if name in sys.modules])
         """
     )
     assert done.stdout.strip() == "[]", done.stderr
