@@ -80,6 +80,10 @@ class Driver(Protocol):
         """
         ...
 
+    def start(self) -> GuestDescription:
+        """Do as `load` does, and start the guest even where its first call is to start it."""
+        ...
+
     @property
     def described(self) -> bool:
         """Whether the guest has been asked what it offers."""

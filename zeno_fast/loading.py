@@ -188,8 +188,13 @@ class Loader:
             )
         return manifest
 
-    def start(self, manifest: Manifest) -> tuple[Driver, GuestDescription | None]:
+    def start(
+        self, manifest: Manifest, *, at_once: bool = False
+    ) -> tuple[Driver, GuestDescription | None]:
         """Start a plugin; the caller registers it or gives it to `discard`.
+
+        Args:
+            at_once: Whether to start also what waits for its first call.
 
         Raises PluginLoadError, and UsageError once the manager is closed.
         """
@@ -205,7 +210,7 @@ class Loader:
             ) from error
         try:
             self._registry.begin(driver)
-            return driver, driver.load()
+            return driver, driver.start() if at_once else driver.load()
         except BaseException as error:
             self.discard(driver)
             if isinstance(error, ZenoError):

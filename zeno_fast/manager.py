@@ -338,7 +338,9 @@ class PluginManager:
                 driver.begin_close()  # all at once; each is waited for afterwards
 
     def __del__(self) -> None:
-        if hasattr(self, "_registry") and not self._registry.closed and self._registry.plugins:
+        if not hasattr(self, "_watches") or self._registry.closed:
+            return
+        if self._registry.plugins or any(not watch.closed for watch in self._watches):
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

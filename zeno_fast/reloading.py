@@ -90,8 +90,8 @@ class Reloader:
                 "within: do it when that has ended",
                 plugin=name,
             )
-        turn.thread = threading.get_ident()
         try:
+            turn.thread = threading.get_ident()
             yield
         finally:
             turn.thread = 0
@@ -104,7 +104,8 @@ class Reloader:
         manifest = self._loader.read_again(old)
         if not allow_more_permissions:
             _refuse_more(old.manifest, manifest)
-        driver, description = self._loader.start(manifest)
+        # What runs is not replaced by what has not yet shown that it does.
+        driver, description = self._loader.start(manifest, at_once=old.driver.described)
         try:
             with self._registry.lock:
                 self._registry.refuse_if_closed()
@@ -121,7 +122,8 @@ class Reloader:
         try:
             old.supersede(new)
         finally:
-            self._registry.draining.discard(old)
+            with self._registry.lock:
+                self._registry.draining.discard(old)
 
 
 def _is_within(name: str) -> bool:

@@ -68,13 +68,13 @@ def folder(make_plugin: MakePlugin, root: Path) -> Folder:
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of plugins that were started, in their order."""
     started: list[str] = []
-    load = SidecarDriver.load
+    start = SidecarDriver.start
 
     def note(driver: SidecarDriver) -> Any:
         started.append(driver.manifest.name)
-        return load(driver)
+        return start(driver)
 
-    monkeypatch.setattr(SidecarDriver, "load", note)
+    monkeypatch.setattr(SidecarDriver, "start", note)
     return started
 
 

@@ -82,9 +82,10 @@ def publish(
     ) -> Path:
         if kind == "wasm":
             return make_wasm(wasm(version), name="p", slots=slots)
-        make = make_ids_guest if kind == "ids" else make_bare_guest
+        make = make_bare_guest if kind == "no-ids" else make_ids_guest
         program = SIDECAR.format(version=version, slots=", ".join(map(repr, slots)))
-        return make(program, name="p", manifest=manifest)
+        sidecar = "auto_start: false" if kind == "lazy" else ""
+        return make(program, name="p", manifest=manifest, sidecar=sidecar)
 
     return publish
 
@@ -185,7 +186,9 @@ class Load:
 
 
 @pytest.mark.parametrize(
-    "kinds", [["ids"], ["no-ids"], ["wasm"], ["ids", "wasm", "no-ids"]], ids="-".join
+    "kinds",
+    [["ids"], ["no-ids"], ["wasm"], ["lazy"], ["ids", "wasm", "no-ids"], ["wasm", "lazy"]],
+    ids="-".join,
 )
 def test_r1_no_call_is_lost_or_crossed_while_a_plugin_is_reloaded(
     manager: PluginManager, publish: Publish, kinds: list[str]
@@ -208,7 +211,7 @@ def test_r1_no_call_is_lost_or_crossed_while_a_plugin_is_reloaded(
             load.published = version
             new = manager.reload_plugin("p", allow_more_permissions=True)
             load.reloaded = version
-            assert manager.get_plugin("p") is new
+            assert manager.get_plugin("p").driver is new.driver
             assert old.status()["state"] == "closed"
             assert gone(pid)
     finally:
@@ -217,6 +220,7 @@ def test_r1_no_call_is_lost_or_crossed_while_a_plugin_is_reloaded(
 
 def stragglers(manager: PluginManager) -> dict[str, Callable[[], Any]]:
     """Return every way to call `run`, each of which has looked up who answers already."""
+    assert manager.call("run")["v"] == 0
     bound = manager._routes["run"]
     parameters = {"n": 1}
     many = manager.map("run", [parameters] * 600)
@@ -261,8 +265,8 @@ def stragglers(manager: PluginManager) -> dict[str, Callable[[], Any]]:
     }
 
 
-@pytest.mark.parametrize("new", KINDS)
-@pytest.mark.parametrize("old", KINDS)
+@pytest.mark.parametrize("new", [*KINDS, "lazy"])
+@pytest.mark.parametrize("old", [*KINDS, "lazy"])
 def test_r1_who_has_found_the_old_version_is_answered_by_the_new_one(
     manager: PluginManager, publish: Publish, old: str, new: str
 ) -> None:
@@ -366,14 +370,15 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("what", UNFIT)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "lazy"])
 def test_r2_a_version_leaves_the_old_one_serving(
     manager: PluginManager, publish: Publish, make_ids_guest: MakePlugin, kind: str, what: str
 ) -> None:
     events = watch_events(manager)
     manager.load_plugin(publish(kind, 0))
+    assert manager.call("run")["v"] == 0
     program, error, words = UNFIT[what]
-    make_ids_guest(program, name="p")
+    make_ids_guest(program, name="p", sidecar="auto_start: false" if kind == "lazy" else "")
     with pytest.raises(error, match=words):
         manager.reload_plugin("p", allow_more_permissions=True)
     assert manager.call("run")["v"] == 0
@@ -449,14 +454,14 @@ def test_r4_a_file_replaced_between_check_and_start_is_not_run(
     checked(folder, source)
     manager.load_plugin(folder)
     checked(folder, source.replace("VERSION = 0", "VERSION = 1"))
-    start = SidecarDriver.load
+    start = SidecarDriver.start
 
     def replace_then_start(driver: SidecarDriver) -> Any:
         # The driver holds what was checked by now, and has started nothing.
         (folder / "guest.py").write_text("raise SystemExit('replaced')")
         return start(driver)
 
-    monkeypatch.setattr(SidecarDriver, "load", replace_then_start)
+    monkeypatch.setattr(SidecarDriver, "start", replace_then_start)
     manager.reload_plugin("p")
     assert manager.call("run")["v"] == 1
 
