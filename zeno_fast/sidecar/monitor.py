@@ -37,6 +37,7 @@ class Monitor:
         self._timers: list[tuple[float, int, Job]] = []
         self._numbers = itertools.count()
         self._ticks: tuple[Job, ...] = ()
+        self._ticking = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._woken = False
@@ -85,7 +86,8 @@ class Monitor:
     def add_tick(self, job: Job) -> None:
         """Run a job once a second, or less often where there is much to do, until `remove_tick`."""
         with self._lock:
-            first = not self._ticks
+            first = not self._ticking
+            self._ticking = True
             self._ticks = (*self._ticks, job)
         if first:
             self.run_in(TICK, self._tick)
@@ -99,7 +101,8 @@ class Monitor:
         for job in self._ticks:
             self._run_job(job)
         with self._lock:
-            if self._ticks:
+            self._ticking = bool(self._ticks)
+            if self._ticking:
                 self.run_at(time.monotonic() + TICK, self._tick)
 
     def watch(self, fd: int, job: Job, *, write: bool = False) -> None:

@@ -218,6 +218,7 @@ class WorkerPool:
             raise
         with self._lock:
             self._starts.pop(start, None)
+            self._greeted.discard(worker)
             late = self._ending
             if not late:
                 self._workers += (worker,)
@@ -240,16 +241,21 @@ class WorkerPool:
         self._keep_least()
 
     def _make(self) -> Worker:
+        """Start a process and greet it; it is among the greeted until the caller takes it."""
         worker = self._factory.spawn()
         with self._lock:
             self._greeted.add(worker)
+        if self._closed:
+            worker.begin_stop()
         try:
-            if self._closed:
-                worker.begin_stop()
             ready = self._factory.greet(worker)
-        finally:
+        except BaseException:
             with self._lock:
                 self._greeted.discard(worker)
+            raise
+        with self._lock:
+            self._greeted.discard(worker)
+            self._greeted.add(ready)
         ready.calls_at_start = ready.seen_calls = ready.channel.calls
         if self._options.max_jobs:
             ready.channel.take_only(self._lowered(self._options.max_jobs))
