@@ -78,6 +78,7 @@ class Watch:
         self._folder = None if folder is None else Path(os.path.abspath(folder))
         if self._folder is not None and not self._folder.is_dir():
             raise UsageError(f"{self._folder} cannot be watched: it is no directory")
+        self._is_plugin = self._folder is not None and (self._folder / MANIFEST_NAME).is_file()
         self._settle = settle
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -115,12 +116,12 @@ class Watch:
     def _roots(self) -> list[Path]:
         if self._folder is None:
             return list(self._loader.roots)
-        return [] if (self._folder / MANIFEST_NAME).is_file() else [self._folder]
+        return [] if self._is_plugin else [self._folder]
 
     def _singles(self) -> list[Path]:
         """Return the plugin folders that lie in no root."""
         if self._folder is not None:
-            return [self._folder] if (self._folder / MANIFEST_NAME).is_file() else []
+            return [self._folder] if self._is_plugin else []
         roots = self._roots()
         names = [plugin.name for plugin in self._registry.list_plugins()]
         folders = [path for name, path in dict(self._loader.folders).items() if name in names]
@@ -302,7 +303,8 @@ class Watch:
             logger.exception("plugin folder %s could not be dealt with", folder)
         finally:
             if look is None:
-                self._known.pop(folder, None)
+                if self._plugin_in(folder) is None:
+                    self._known.pop(folder, None)
             else:
                 self._known[folder] = Baseline(folder, look, known, self._data(folder))
             with self._lock:
@@ -314,7 +316,9 @@ class Watch:
             return
         plugin = self._plugin_in(folder)
         if look is None:
-            if plugin is not None:
+            if plugin is not None and not folder.parent.is_dir():
+                logger.warning("plugin %r goes on serving: all of %s is gone", plugin.name, folder)
+            elif plugin is not None:
                 logger.warning("plugin %r is unloaded: %s is gone", plugin.name, folder)
                 manager.unload_plugin(plugin.name)
         elif known is not None and known.holds_what(look):

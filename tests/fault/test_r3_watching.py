@@ -270,6 +270,19 @@ def test_a_folder_that_is_away_for_a_moment_is_one_reload(
     assert starts == ["p"]
 
 
+def test_plugins_go_on_serving_where_all_of_their_directory_is_gone(
+    watched: PluginManager, folder: Folder, root: Path, tmp_path: Path, starts: list[str]
+) -> None:
+    root.rename(tmp_path / "away")
+    wait_until(lambda: any("goes on serving" in message for message in _events))
+    assert watched.call("p") == "0"
+    (tmp_path / "away" / "p" / "version.txt").write_text("1")
+    (tmp_path / "away").rename(root)
+    expect(watched, "1")
+    time.sleep(QUIET)
+    assert starts == ["p"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights")
 def test_a_plugin_that_was_loaded_by_itself_through_a_link_follows_where_the_link_leads(
     manager: PluginManager, make_plugin: MakePlugin, tmp_path: Path

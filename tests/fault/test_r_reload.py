@@ -26,6 +26,7 @@ from zeno_fast import (
     PluginManager,
     PluginUnavailable,
     SlotNotFound,
+    SlotTimeout,
     UsageError,
     ZenoError,
 )
@@ -692,3 +693,69 @@ def test_r1_a_map_that_is_not_read_on_loses_nothing_by_a_reload(
     assert [answer["p"]["n"] for answer in got] == list(range(500))
     assert [answer["v"] for answer in got] == sorted(answer["v"] for answer in got)
     assert got[-1]["v"] == 1
+
+
+def test_r1_who_waits_for_a_busy_instance_is_answered_by_the_new_version(
+    no_temporary_files: None, manager: PluginManager, make_wasm: MakePlugin, way: str
+) -> None:
+    go, asked = threading.Event(), itertools.count()
+
+    def block_the_first(_: object) -> int:
+        number = next(asked)
+        assert number > 0 or go.wait(BOUND)
+        return number
+
+    def write(*slots: str) -> Path:
+        granted = {"database": ["main"]}
+        return make_wasm(ASKING, name="p", slots=slots, permissions=granted, instances=1)
+
+    manager.set_host_callback("db_query", block_the_first)
+    old = manager.load_plugin(write("run"))
+    first: list[object] = []
+    got: list[object] = []
+    threads = [threading.Thread(target=lambda: first.append(manager.call("run")))]
+    threads[0].start()
+    wait_until(lambda: old.status()["busy"] == 1)
+    threads += [
+        threading.Thread(target=lambda: got.append(manager.call("run", timeout=BOUND)))
+        for _ in range(4)
+    ]
+    for thread in threads[1:]:
+        thread.start()
+    wait_until(lambda: old.status()["waiting"] == 4)
+    write("run", "more")
+    threads.append(threading.Thread(target=manager.reload_plugin, args=("p",)))
+    threads[-1].start()
+    wait_until(lambda: len(got) == 4)
+    assert not first and old.status()["state"] == "draining"
+    go.set()
+    for thread in threads:
+        thread.join(BOUND)
+        assert not thread.is_alive()
+    assert first == [0] and sorted(map(str, got)) == ["1", "2", "3", "4"]
+    assert old.status()["state"] == "closed" and old.status()["instances"] == 0
+
+
+@pytest.mark.parametrize("reload_first", [True, False])
+def test_r1_a_call_stuck_in_a_host_function_holds_up_a_reload_until_its_deadline(
+    no_temporary_files: None,
+    manager: PluginManager,
+    make_wasm: MakePlugin,
+    way: str,
+    reload_first: bool,
+) -> None:
+    go = threading.Event()
+    manager.set_host_callback("db_query", lambda _: go.wait(BOUND))
+    folder = make_wasm(ASKING, name="p", slots=("run",), permissions={"database": ["main"]})
+    old = manager.load_plugin(folder)
+    stuck = manager.submit("run", timeout=0.5)
+    wait_until(lambda: old.status()["busy"] == 1)
+    try:
+        if not reload_first:
+            time.sleep(0.6)
+        began = time.monotonic()
+        manager.reload_plugin("p")
+        assert time.monotonic() - began < BOUND / 4
+    finally:
+        go.set()
+    assert isinstance(stuck.exception(BOUND), (SlotTimeout, PluginUnavailable))
