@@ -239,6 +239,8 @@ class Worker:
         with self._lock:
             for old in [loop for loop in self._loops if loop.is_closed()]:
                 self._loops.pop(old).close()
+            if self.channel.lost:
+                raise NotSent  # or nobody might close what is made here
             try:
                 watcher = self._loops[loop] = LoopWatcher(self.channel, loop)
             except (OSError, ValueError):
