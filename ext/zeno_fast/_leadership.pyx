@@ -34,6 +34,10 @@ cdef extern from "pythread.h":
 # much to do, than about the guest, which gets this long to go on after it.
 cdef int64_t LATE_NS = 500_000_000
 
+# A signal may come after Python was asked for those that came, and before the wait that it should
+# interrupt: so long does its handler wait at most.
+cdef int64_t SLICE_NS = 250_000_000
+
 cdef enum:
     MAX_FILLS = 8
     MAX_DRAIN = 64
@@ -185,7 +189,10 @@ cdef class Leadership(Correlator):
         return 0
 
     cdef bint _follow(self, Call call, int64_t deadline_ns) except? False:
-        """Sleep until the call is done or leadership is free; False when the deadline passed."""
+        """Sleep until the call is done, leadership is free or some time has passed.
+
+        Returns False when it was past the deadline before.
+        """
         cdef int64_t now = monotonic_ns()
         cdef int64_t left = (deadline_ns - now) // 1000
         cdef int woken
@@ -196,7 +203,7 @@ cdef class Leadership(Correlator):
         call.waiting = True
         self._followers[call] = None
         try:
-            woken = call.sleep(left)
+            woken = call.sleep(min(left, SLICE_NS // 1000))
             if not woken:
                 PyErr_CheckSignals()
         except BaseException:
@@ -242,7 +249,7 @@ cdef class Leadership(Correlator):
             PyErr_CheckSignals()  # one that came while nothing was waited for
             self._polling = True
             with nogil:
-                ready = self._pipe.wait(interest, until)
+                ready = self._pipe.wait(interest, min(until, monotonic_ns() + SLICE_NS))
             self._polling = False
             if ready == AGAIN:
                 PyErr_CheckSignals()
