@@ -107,12 +107,13 @@ cdef class Call:
             raise error
         return self.data
 
-    def forget_future(self):
-        """Let go of the future of a call whose task needs it no more.
+    def let_go(self):
+        """Let go of the future and the watcher of a call whose task needs them no more.
 
-        It holds the error, and that the frames that hold this call.
+        The error holds the frames that hold this call: the future holds the error, and the watcher
+        a descriptor.
         """
-        self.target = None
+        self.target = self.watcher = None
 
     def settle(self):
         """Give the answer to the future; its own thread calls this for an event loop's."""

@@ -282,7 +282,8 @@ cdef class Channel(Leadership):
                 self._end()
             elif count == INTERRUPTED:
                 PyErr_CheckSignals()
-            if self._lost and not call.done:
+            if self._reason is not None and not call.done:
+                # The channel was lost while it had this call and did not know of it.
                 self._pending.pop(call.key, None)
                 self._finish(call, None, self._reason(call))
             if watcher is None and not call.done:

@@ -311,7 +311,8 @@ cdef class Correlator:
         try:
             while self._finished:
                 call = self._finished[0]
-                call.watcher.deliver(call)
+                if call.watcher is not None:  # its task may have gone just now
+                    call.watcher.deliver(call)
                 self._finished.popleft()
         finally:
             self._delivering = False

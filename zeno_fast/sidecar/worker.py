@@ -211,7 +211,7 @@ class Worker:
             raise
         finally:
             call.watcher.release(timer)
-            call.forget_future()
+            call.let_go()
 
     def loop_watcher(self) -> LoopWatcher:
         """Return who reads for the calls of the running event loop. Raises NotSent at the end."""
