@@ -31,6 +31,7 @@ extensions = [
     )
     for name in (
         "_envelope",
+        "_statistics",
         "_pipe",
         "_nesting",
         "_call",

@@ -1,5 +1,6 @@
 from typing import Any, final
 
+from zeno_fast._statistics import SlotStatistics
 from zeno_fast.host.context import HostCall
 
 class NotSent(Exception): ...
@@ -10,7 +11,11 @@ class RequestTemplate:
     def slot(self) -> str: ...
     @property
     def idempotent(self) -> bool: ...
-    def __init__(self, slot: str, idempotent: bool = False) -> None: ...
+    @property
+    def statistics(self) -> SlotStatistics | None: ...
+    def __init__(
+        self, slot: str, idempotent: bool = False, statistics: SlotStatistics | None = None
+    ) -> None: ...
 
 @final
 class Call:

@@ -5,6 +5,7 @@ from typing_extensions import disjoint_base
 
 from zeno_fast._call import RequestTemplate
 from zeno_fast._channel import Channel
+from zeno_fast._statistics import SlotStatistics
 from zeno_fast.plugin import SlotDefinition
 
 @final
@@ -24,6 +25,7 @@ class DirectSlot:
         route: Route,
         timeout: float,
         exchange: Callable[[RequestTemplate, bytes, int, Any], Any],
+        statistics: SlotStatistics,
     ) -> None: ...
     def encode(self, parameters: Any) -> bytes: ...
     def timeout_ns(self, timeout: float | None) -> int: ...

@@ -4,6 +4,7 @@ from typing import Any, final
 import wasmtime
 from typing_extensions import disjoint_base
 
+from zeno_fast._statistics import SlotStatistics
 from zeno_fast.log import GuestLog
 from zeno_fast.plugin import SlotDefinition
 from zeno_fast.wasm.failures import Failures
@@ -64,7 +65,12 @@ class Slot:
     head: bytes
     tail: bytes
     def __init__(
-        self, definition: SlotDefinition, pool: InstancePool, timeout: float, direct: bool
+        self,
+        definition: SlotDefinition,
+        pool: InstancePool,
+        timeout: float,
+        direct: bool,
+        statistics: SlotStatistics,
     ) -> None: ...
     def call(
         self,

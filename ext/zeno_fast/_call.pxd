@@ -1,5 +1,7 @@
 from libc.stdint cimport int64_t, uint64_t
 
+from zeno_fast._statistics cimport SlotStatistics
+
 cdef extern from "pythread.h":
     ctypedef void *PyThread_type_lock
 
@@ -11,6 +13,7 @@ cdef enum:
 cdef class RequestTemplate:
     cdef readonly str slot
     cdef readonly bint idempotent
+    cdef readonly SlotStatistics statistics
     cdef bytes middle
 
 cdef class Call:

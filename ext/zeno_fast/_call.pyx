@@ -3,6 +3,8 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+from zeno_fast._statistics cimport SlotStatistics
+
 import orjson
 
 import zeno_fast.errors
@@ -32,10 +34,12 @@ cdef class RequestTemplate:
     Args:
         slot: Its name.
         idempotent: Whether a call may be sent again that a guest has had and not answered.
+        statistics: Counts its calls; None for those of the life-cycle.
     """
 
-    def __init__(self, str slot, bint idempotent=False):
+    def __init__(self, str slot, bint idempotent=False, SlotStatistics statistics=None):
         self.slot = slot
+        self.statistics = statistics
         self.idempotent = idempotent
         self.middle = b'","slot_name":' + orjson.dumps(slot) + b',"parameters":'
 

@@ -77,7 +77,6 @@ cdef class Channel(Leadership):
         cdef Call call = self.new_call(
             template, payload, deadline_ns, scope, LOOP if watcher.is_loop else FUTURE)
         call.target = future
-        call.began_ns = monotonic_ns()
         call.watcher = watcher
         self._start(call, True)
         return call
@@ -114,7 +113,6 @@ cdef class Channel(Leadership):
             template, payload, deadline_ns, scope, THREAD if watcher is None else LOOP)
         call.sink = sink
         call.watcher = watcher
-        call.began_ns = monotonic_ns()
         self._start(call, True)
         return call
 
@@ -125,7 +123,6 @@ cdef class Channel(Leadership):
 
     cdef int begin(self, Call call) except -1:
         """Start a call of this thread; `write_out` sends it, `take_answer` waits for the answer."""
-        call.began_ns = monotonic_ns()
         return self._start(call, False)
 
     cdef object take_answer(self, Call call):
@@ -251,6 +248,8 @@ cdef class Channel(Leadership):
                 except ValueError:
                     pass  # not so plain after all
                 else:
+                    if template.statistics is not None:
+                        template.statistics.record(monotonic_ns() - began_ns)
                     self._answered = True
                     self._alone = 0
                     try:
@@ -307,6 +306,8 @@ cdef class Channel(Leadership):
     cdef int _start(self, Call call, bint flush) except -1:
         """Admit a call and send it, or queue it behind the one that the guest has."""
         cdef bint clear = True
+        if not call.began_ns:
+            call.began_ns = monotonic_ns()
         if self._forks != zb_forks():
             self._refuse_fork()
         self._admit(call.template, call.payload)

@@ -29,6 +29,7 @@ from zeno_fast._messages cimport (
 from zeno_fast._nesting cimport current_host_call
 from zeno_fast._output cimport SMALL, Output
 from zeno_fast._pipe cimport LINE, NO_LINE, Pipe, monotonic_ns
+from zeno_fast._statistics cimport SlotStatistics
 
 import secrets
 from collections import deque
@@ -292,6 +293,12 @@ cdef class Correlator:
 
     cdef int _finish(self, Call call, object data, object error) except -1:
         """Hand a call its answer; whoever waits for it is woken."""
+        cdef SlotStatistics statistics = call.template.statistics
+        if statistics is not None:
+            if error is None:
+                statistics.record(monotonic_ns() - call.began_ns)
+            elif type(error) is not NotSent:
+                statistics.failed(error, monotonic_ns() - call.began_ns)
         call.data = data
         call.error = error
         call.done = call.ready = True

@@ -196,8 +196,6 @@ cdef class Leadership(Correlator):
         cdef int64_t now = monotonic_ns()
         cdef int64_t left = (deadline_ns - now) // 1000
         cdef int woken
-        if not call.began_ns:
-            call.began_ns = now
         if left <= 0:
             return False
         call.waiting = True
@@ -239,8 +237,6 @@ cdef class Leadership(Correlator):
             interest = 0 if self._ended else READABLE | EXITED
             if self._output.full and not self._ended:
                 interest |= WRITABLE
-            if not call.began_ns:
-                call.began_ns = monotonic_ns()
             # Its own thread may be elsewhere, with an iterator that is not read.
             blocking = self._blocking_call()
             until = deadline_ns

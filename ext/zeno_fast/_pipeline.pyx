@@ -30,8 +30,8 @@ cdef class Pipeline:
 
     Args:
         slot: Which to call.
-        driver: Gives the running processes by `workers(deadline_ns)`, or raises Superseded; calls anew
-            by `exchange` what a process that ended had not been sent; is told by `succeeded`.
+        driver: Gives the running processes by `workers(deadline_ns)`, or raises Superseded; calls
+            anew by `exchange` what a process that ended had not been sent; is told by `succeeded`.
         source: An iterator of parameters.
         timeout: Seconds for each call, or None.
         scope: For each call, or None.
@@ -133,7 +133,10 @@ cdef class Pipeline:
         cdef bytes payload
         cdef Channel channel
         # Where none runs, those calls are failing; they come first.
-        workers = self._driver.running_workers if self._window else self._driver.workers(deadline_ns)
+        if self._window:
+            workers = self._driver.running_workers
+        else:
+            workers = self._driver.workers(deadline_ns)
         if not workers:
             return 0
         if workers is not self._workers:

@@ -8,6 +8,7 @@ from zeno_fast._channel cimport Channel
 from zeno_fast._envelope cimport InputCheck, dump_parameters
 from zeno_fast._nesting cimport inherited
 from zeno_fast._pipe cimport monotonic_ns
+from zeno_fast._statistics cimport SlotStatistics
 
 from zeno_fast._call import NotSent
 from zeno_fast.errors import PluginCrashed
@@ -63,11 +64,15 @@ cdef class DirectSlot:
         timeout: Seconds that a call may take where the caller does not say.
         exchange: The driver's way, which starts a process where none runs; it is given the
             template, the encoded parameters, the deadline and the scope.
+        statistics: Counts the calls.
     """
 
-    def __init__(self, definition, Route route, double timeout, exchange):
+    def __init__(
+        self, definition, Route route, double timeout, exchange, SlotStatistics statistics
+    ):
         self.definition = definition
-        self.template = RequestTemplate(definition.name, definition.idempotent)
+        self.template = RequestTemplate(
+            definition.name, definition.idempotent, statistics)
         self._route = route
         self._check = InputCheck(definition)
         self._timeout_ns = _nanoseconds(timeout)

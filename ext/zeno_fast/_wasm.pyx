@@ -13,6 +13,7 @@ from libc.string cimport memchr, memcpy
 
 from zeno_fast._envelope cimport InputCheck, decode, dump_parameters, take_data
 from zeno_fast._nesting cimport inherited
+from zeno_fast._statistics cimport SlotStatistics
 from zeno_fast._wasmtime cimport Watch, deadline_after, now_ns, pointer_of, why_ended
 from zeno_fast._wasmtime cimport lib as loaded_lib
 from zeno_fast.wasmtime_c cimport Extern, Func, GuestInstance, Library, Memory, Value
@@ -657,6 +658,7 @@ cdef class Slot:
             empty, a guest that is fit goes straight back to `idle`, without asking the pool.
         timeout: The limit of a call that names none, in seconds.
         direct: Whether the guests are `Guest`, or else speak to the package's public API.
+        statistics: Counts the calls.
     """
 
     cdef InputCheck _check
@@ -669,12 +671,16 @@ cdef class Slot:
     cdef const char *_tail
     cdef size_t _nhead, _ntail, _nname
     cdef readonly object definition
+    cdef SlotStatistics _statistics
     cdef readonly str name, plugin
     cdef readonly bytes head, tail  # what stands around the parameters in a request's memory
 
-    def __init__(self, definition, pool, double timeout, bint direct):
+    def __init__(
+        self, definition, pool, double timeout, bint direct, SlotStatistics statistics
+    ):
         cdef bytes name = definition.name.encode()
         self.definition = definition
+        self._statistics = statistics
         self.name = definition.name
         self.plugin = definition.plugin
         self.head = b'{"slot_name":' + orjson.dumps(self.name) + b',"parameters":'
@@ -721,6 +727,18 @@ cdef class Slot:
         return dump_parameters(checked, self.plugin, self.name) if checked else b"{}"
 
     cdef object _call(
+        self, bytes text, int64_t now, int64_t deadline, double seconds, object scope
+    ):
+        cdef object data
+        try:
+            data = self._execute(text, now, deadline, seconds, scope)
+        except BaseException as error:
+            self._statistics.failed(error, now_ns() - now)
+            raise
+        self._statistics.record(now_ns() - now)
+        return data
+
+    cdef object _execute(
         self, bytes text, int64_t now, int64_t deadline, double seconds, object scope
     ):
         cdef object guest

@@ -37,13 +37,14 @@ from zeno_fast.sidecar.monitor import Monitor
 from zeno_fast.sidecar.pool import WorkerPool
 from zeno_fast.sidecar.stream import SidecarStream
 from zeno_fast.sidecar.worker import Worker
+from zeno_fast.statistics import PluginStatistics
 from zeno_fast.stream import Stream
 
 WINDOW = 256  # calls of one `map` that are pending at the same time
 WINDOW_NBYTES = 4 * 1024 * 1024  # and their size
 REPEATS = 2  # times that the call of an idempotent slot is sent again after its process died
 COUNTS = (
-    "calls", "in_flight", "queued", "stray_answers", "late_answers", "noise_lines", "memory",
+    "in_flight", "queued", "stray_answers", "late_answers", "noise_lines", "memory",
 )  # fmt: skip
 
 
@@ -63,6 +64,7 @@ class SidecarDriver:
 
     Attributes:
         successor: Who answers in this driver's place, or None.
+        statistics: Counts the calls of each slot.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class SidecarDriver:
         self._description = GuestDescription()
         self._closed = False
         self.successor: Driver | None = None
+        self.statistics = PluginStatistics()
         self._factory = WorkerFactory(
             manifest, host, monitor, executor, max_message, self.resubmit, self._ended,
             self._spent, self._take_description,
@@ -145,7 +148,7 @@ class SidecarDriver:
             # Of the first, which is the only one where the manifest does not ask for more.
             status |= {name: workers[0][name] for name in ("pid", "uptime", "returns_ids")}
             status |= {name: sum(worker[name] for worker in workers) for name in COUNTS}
-        return status
+        return status | self.statistics.status()
 
     def reset(self) -> None:
         """Forgive all failures: a plugin that was refused is started again."""
@@ -336,7 +339,13 @@ class SidecarSlot(DirectSlot):
     """One slot of a sidecar plugin, ready to be called."""
 
     def __init__(self, driver: SidecarDriver, definition: SlotDefinition) -> None:
-        super().__init__(definition, driver.route, driver.timeout, driver.exchange)
+        super().__init__(
+            definition,
+            driver.route,
+            driver.timeout,
+            driver.exchange,
+            driver.statistics.of(definition.name),
+        )
         self._driver = driver
 
     def submit(

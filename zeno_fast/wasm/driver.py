@@ -11,6 +11,7 @@ from zeno_fast.errors import PluginLoadError, PluginUnavailable, UsageError, Zen
 from zeno_fast.limits import NO_LIMITS, WasmLimits
 from zeno_fast.platforms import processors
 from zeno_fast.plugin import GuestDescription, SlotDefinition, check_protocol
+from zeno_fast.statistics import PluginStatistics
 from zeno_fast.wasm.hostcalls import HostCalls
 from zeno_fast.wasm.pool import InstancePool
 from zeno_fast.wasm.program import compile_program
@@ -43,6 +44,7 @@ class WasmDriver:
         timeout: Seconds that a call may take where it does not say.
         public: Why guests are called through the `wasmtime` package's public API, or "".
         successor: Who answers in this driver's place, or None.
+        statistics: Counts the calls of each slot.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class WasmDriver:
         self.timeout = self._options.timeout
         self.public = ""
         self.successor: Driver | None = None
+        self.statistics = PluginStatistics()
         self._manifest = manifest
         self._code = code
         self._host = host
@@ -163,7 +166,7 @@ class WasmDriver:
             status["call_reason"] = self.public
         if self._pool is not None:
             status.update(self._pool.status())
-        return status
+        return status | self.statistics.status()
 
     def reset(self) -> None:
         """Do nothing: what failed is not held against the next instance."""

@@ -32,7 +32,13 @@ class WasmSlot(_wasm.Slot):
     """One slot of one WASM plugin; see `zeno_fast.driver.BoundSlot`."""
 
     def __init__(self, definition: SlotDefinition, driver: WasmDriver) -> None:
-        super().__init__(definition, driver.pool, driver.timeout, not driver.public)
+        super().__init__(
+            definition,
+            driver.pool,
+            driver.timeout,
+            not driver.public,
+            driver.statistics.of(definition.name),
+        )
         self._driver = driver
         self._moved: tuple[Driver, BoundSlot] | None = None
         blocking = definition.blocking
