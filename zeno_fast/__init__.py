@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         UsageError,
         ZenoError,
     )
+    from zeno_fast.events import Event
     from zeno_fast.host.context import HostCall, current_host_call
     from zeno_fast.limits import WasmLimits
     from zeno_fast.manager import LoadReport, PluginManager
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Event",
     "HostCall",
     "InputDefinition",
     "InvalidParameters",
@@ -61,6 +63,7 @@ __all__ = [
 # Nothing is imported before it is asked for: a plugin in Python, which imports `zeno_fast.guest`,
 # would load the whole host, and starts three times as fast without it.
 _HOMES = {
+    "zeno_fast.events": ("Event",),
     "zeno_fast.host.context": ("HostCall", "current_host_call"),
     "zeno_fast.limits": ("WasmLimits",),
     "zeno_fast.manager": ("LoadReport", "PluginManager"),

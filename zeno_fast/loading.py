@@ -97,7 +97,7 @@ class Loader:
         except BaseException:
             self.discard(driver)
             raise
-        self._note_folder(plugin, Path(folder))
+        self._note_loaded(plugin, Path(folder))
         return plugin
 
     def load_all(self, folder: str | os.PathLike[str]) -> LoadReport:
@@ -130,7 +130,7 @@ class Loader:
                     for entry, (manifest, start) in starts.items():
                         try:
                             plugin = self._finish(manifest, start)
-                            self._note_folder(plugin, entry)
+                            self._note_loaded(plugin, entry)
                             report.loaded.append(plugin)
                         except ZenoError as error:
                             report.failures[entry.name] = error
@@ -173,8 +173,12 @@ class Loader:
         """Read the manifest in a folder. Raises ManifestError or PluginLoadError."""
         return Manifest.load(folder, allow_absolute_binary=self._allow_absolute)
 
-    def _note_folder(self, plugin: LoadedPlugin, folder: Path) -> None:
+    def _note_loaded(self, plugin: LoadedPlugin, folder: Path) -> None:
         self.folders[plugin.name] = Path(os.path.abspath(folder))
+        self._events.emit(
+            "plugin_loaded", plugin.name, f"loaded {plugin.version}".rstrip(),
+            version=plugin.version, type=plugin.kind, folder=str(plugin.folder),
+        )  # fmt: skip
 
     def read_again(self, plugin: LoadedPlugin) -> Manifest:
         """Read the manifest of a loaded plugin's folder anew. Raises as `read` does."""

@@ -7,16 +7,16 @@ import logging
 import os
 import warnings
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from zeno_fast import permissions
-from zeno_fast.driver import Parameters, Scope
+from zeno_fast.driver import BoundSlot, Parameters, Scope
 from zeno_fast.errors import PermissionDenied, SlotError, ZenoError
-from zeno_fast.events import EventHub
+from zeno_fast.events import EventHandler, EventHub
 from zeno_fast.host.functions import HostCallback, HostFunctions
 from zeno_fast.limits import NO_LIMITS, WasmLimits
 from zeno_fast.loading import Loader, LoadReport
@@ -26,6 +26,7 @@ from zeno_fast.reloading import Reloader
 from zeno_fast.stream import Stream
 
 if TYPE_CHECKING:
+    from zeno_fast.publication import Publication
     from zeno_fast.watching import Watch
 
 __all__ = ["LoadReport", "PluginManager"]
@@ -75,8 +76,11 @@ class PluginManager:
             allow_absolute_binaries, self._events,
         )  # fmt: skip
         self._watches: list[Watch] = []
+        self._publication: Publication | None = None
         self._reloader = Reloader(self._registry, self._loader, self._events)
         _close_at_exit(self)
+        if os.environ.get("ZENO_FAST_PUBLISH") == "1":
+            self.publish_status()
         if folder is not None:
             try:
                 for name, error in self.load_plugins_from_dir(folder).failures.items():
@@ -214,6 +218,7 @@ class PluginManager:
     def unload_plugin(self, name: str) -> None:
         """End a plugin and forget it. Raises PluginUnavailable where none has that name."""
         self._registry.remove(name).driver.close()
+        self._events.emit("plugin_unloaded", name, "unloaded")
 
     def reload_plugin(self, name: str, *, allow_more_permissions: bool = False) -> LoadedPlugin:
         """Start what is in a plugin's folder now, switch to it, and end the old version.
@@ -295,6 +300,40 @@ class PluginManager:
             "failures": {name: str(error) for name, error in self._registry.failures.items()},
         }
 
+    def wrap_slots(self, wrap: Callable[[BoundSlot], BoundSlot] | None) -> None:
+        """Have callers go through `wrap(slot)` from now on, as telemetry does; None ends that."""
+        self._registry.wrap_slots(wrap)
+
+    def on_event(self, handler: EventHandler) -> Callable[[], None]:
+        """Have `handler` told what happens to plugins beside their calls; return what ends that.
+
+        It is called in the thread in which it happens, often one that watches all plugins, and must
+        not block; what it raises is logged. docs/operations.md lists the events.
+        """
+        return self._events.subscribe(handler)
+
+    def publish_status(self) -> None:
+        """Let other processes of this user see `status`, as `zeno-fast status` and `top` do.
+
+        Until the manager is closed, over a local socket that leaves nothing behind. So does
+        ZENO_FAST_PUBLISH=1 in the environment, for every manager.
+        """
+        from zeno_fast.publication import Publication  # noqa: PLC0415 - few programs publish
+
+        self._registry.refuse_if_closed()
+        with self._registry.lock:
+            if self._publication is not None:
+                return
+            reference = weakref.ref(self)
+
+            def status() -> dict[str, Any]:
+                manager = reference()
+                return {"closed": True, "plugins": {}} if manager is None else manager.status()
+
+            self._publication = Publication(status)
+        if self._registry.closed:  # by another thread, which may not have seen it
+            self._publication.close()
+
     def check_permission(self, plugin: str, kind: str, resource: str) -> None:
         """Raise PermissionDenied unless a plugin's manifest allows it the resource.
 
@@ -329,6 +368,8 @@ class PluginManager:
         drivers = self._registry.close()
         for watch in self._watches:
             watch.close()
+        if self._publication is not None:
+            self._publication.close()
         with ExitStack() as stack:
             stack.callback(self._loader.close)
             stack.callback(self._registry.wait_closed, CLOSE_TIMEOUT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import threading
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -39,6 +39,7 @@ class Registry:
         self._starting: dict[Driver, int] = {}  # and the thread that does it
         self._changed = threading.Condition(self.lock)
         self._unlisted: dict[tuple[str, str], BoundSlot] = {}
+        self._wrap: Callable[[BoundSlot], BoundSlot] | None = None
 
     def get(self, name: str) -> LoadedPlugin:
         """Return a loaded plugin. Raises PluginUnavailable where none has that name."""
@@ -104,13 +105,26 @@ class Registry:
             MappingProxyType(definitions),
             manifest.version or str(info.get("version") or ""),
         )
-        bound = {name: driver.bind(definition) for name, definition in definitions.items()}
+        bound = {name: self._bind(driver, definition) for name, definition in definitions.items()}
         self.plugins[manifest.name] = plugin
         self.routes.update(bound)  # at once, for those who look without the lock
         if replacing is not None:
             self._forget_slots(replacing, bound)
         self.discard(driver)
         return plugin
+
+    def _bind(self, driver: Driver, definition: SlotDefinition) -> BoundSlot:
+        bound = driver.bind(definition)
+        return bound if self._wrap is None else self._wrap(bound)
+
+    def wrap_slots(self, wrap: Callable[[BoundSlot], BoundSlot] | None) -> None:
+        """Have callers get `wrap(slot)` in place of each slot, now and later; None ends that."""
+        with self.lock:
+            self._wrap = wrap
+            for plugin in self.plugins.values():
+                for name, definition in plugin.slots.items():
+                    self.routes[name] = self._bind(plugin.driver, definition)
+            self._unlisted.clear()
 
     def describe_late(self, manifest: Manifest, description: GuestDescription) -> None:
         """Take in what a plugin offers that was only started by its first call."""
@@ -226,7 +240,7 @@ class Registry:
                     plugin=name,
                     slot=slot,
                 )
-            bound = plugin.driver.bind(SlotDefinition(slot, plugin=name))
+            bound = self._bind(plugin.driver, SlotDefinition(slot, plugin=name))
             return self._unlisted.setdefault((name, slot), bound)
 
 

@@ -56,6 +56,9 @@ class Reloader:
         except ZenoError as error:
             self._events.emit("reload_failed", name, f"not reloaded: {error}", logging.ERROR)
             raise
+        self._events.emit(
+            "plugin_reloaded", name, f"reloaded {new.version}".rstrip(), version=new.version
+        )
         if _is_within(name):
             # A call that waits for the caller is in flight: it has to end before the old version.
             threading.Thread(

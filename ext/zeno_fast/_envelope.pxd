@@ -14,3 +14,4 @@ cdef class InputCheck:
 cpdef bytes dump_parameters(object parameters, str plugin, str slot)
 cdef object take_data(dict message, str plugin, str slot)
 cdef object decode(const char *text, Py_ssize_t nbytes)
+cdef bytes with_context(bytes payload)

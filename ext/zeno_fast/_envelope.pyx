@@ -215,13 +215,38 @@ cpdef bytes dump_parameters(object parameters, str plugin, str slot):
 
     Raises InvalidParameters, which names the key, for what JSON cannot carry.
     """
+    cdef bytes payload
     try:
-        return _dumps(parameters, None, _options)
+        payload = _dumps(parameters, None, _options)
     except TypeError as error:
         key, reason = _find_unsendable(parameters, "") or ("parameters", str(error))
         raise InvalidParameters(
             f"slot {slot!r} of plugin {plugin!r}: {key} cannot be sent as JSON: {reason}",
             key=key, plugin=plugin, slot=slot) from error
+    return with_context(payload)
+
+
+# Gives the `context` of the envelopes that are made, a dict or None; None where nobody does.
+cdef object _context_provider = None
+
+
+def set_context_provider(provider):
+    """Have `provider()` called for each request: its dict becomes the envelope's `context`."""
+    global _context_provider
+    _context_provider = provider
+
+
+def parameters_of(bytes payload):
+    """Return the parameters that `dump_parameters` has encoded, without what stands behind them."""
+    return _loads(b'{"parameters":' + payload + b"}")["parameters"]
+
+
+cdef bytes with_context(bytes payload):
+    """Return encoded parameters with the member `context` behind them, where there is one."""
+    if _context_provider is None:
+        return payload
+    context = _context_provider()
+    return payload + b',"context":' + _dumps(context) if context else payload
 
 
 # Small texts are copied into one object again and again, which nobody else ever sees: orjson reads

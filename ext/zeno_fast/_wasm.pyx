@@ -11,7 +11,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport UINT32_MAX, int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memchr, memcpy
 
-from zeno_fast._envelope cimport InputCheck, decode, dump_parameters, take_data
+from zeno_fast._envelope cimport InputCheck, decode, dump_parameters, take_data, with_context
 from zeno_fast._nesting cimport inherited
 from zeno_fast._statistics cimport SlotStatistics
 from zeno_fast._wasmtime cimport Watch, deadline_after, now_ns, pointer_of, why_ended
@@ -724,7 +724,9 @@ cdef class Slot:
         if self._check is None:
             raise UsageError("a slot was used before it was made")
         checked = self._check.check(parameters)
-        return dump_parameters(checked, self.plugin, self.name) if checked else b"{}"
+        if not checked:
+            return with_context(b"{}")
+        return dump_parameters(checked, self.plugin, self.name)
 
     cdef object _call(
         self, bytes text, int64_t now, int64_t deadline, double seconds, object scope

@@ -11,9 +11,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import chain
 from typing import Any
 
-import orjson
-
 from zeno_fast._call import Call, NotSent, RequestTemplate
+from zeno_fast._envelope import parameters_of
 from zeno_fast._pipeline import Pipeline
 from zeno_fast._slot import DirectSlot
 from zeno_fast.driver import BoundSlot, Driver, Parameters, Scope, Superseded, latest
@@ -303,7 +302,7 @@ class SidecarDriver:
                 worker = self.worker(deadline_ns)
             except Superseded as moved:
                 slot = self.slot_of(moved, template.slot)
-                return slot.call(orjson.loads(payload), seconds_until(deadline_ns), scope)
+                return slot.call(parameters_of(payload), seconds_until(deadline_ns), scope)
             try:
                 data = worker.channel.call(template, payload, deadline_ns, scope)
             except NotSent:
@@ -368,7 +367,7 @@ class SidecarSlot(DirectSlot):
                 future.add_done_callback(lambda _: driver.release(worker))
         except Superseded as moved:
             slot = driver.slot_of(moved, self.template.slot)
-            return slot.submit(orjson.loads(payload), seconds_until(deadline_ns), scope)
+            return slot.submit(parameters_of(payload), seconds_until(deadline_ns), scope)
         except ZenoError as error:
             future.set_exception(error)
         return future
@@ -403,7 +402,7 @@ class SidecarSlot(DirectSlot):
         except Superseded as moved:
             held = calls.take_held()
             if held is not None:
-                source = chain((orjson.loads(held),), source)
+                source = chain((parameters_of(held),), source)
             yield from moved.driver.bind(self.definition).map(source, timeout, scope)
         finally:
             calls.close()
@@ -425,7 +424,7 @@ class SidecarSlot(DirectSlot):
             except Superseded as moved:
                 slot = driver.slot_of(moved, self.template.slot)
                 seconds = seconds_until(deadline_ns)
-                return await slot.call_async(orjson.loads(payload), seconds, scope)
+                return await slot.call_async(parameters_of(payload), seconds, scope)
             channel = None  # another time it may be the same one, whose end is not noticed yet
             try:
                 data = worker.ask(self.template, payload, deadline_ns, scope)

@@ -7,9 +7,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from zeno_fast._call import Call, NotSent, RequestTemplate
+from zeno_fast._envelope import parameters_of
 from zeno_fast.driver import Scope, Superseded
 from zeno_fast.errors import SlotError, UsageError
 from zeno_fast.sidecar.watchers import LoopWatcher, expire_in_loop
@@ -194,7 +193,7 @@ class SidecarStream(Stream):
     def _arguments(self, deadline_ns: int) -> tuple[Any, float, Scope | None]:
         """Return what the call is made with where a driver of another kind has to make it."""
         left = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
-        return orjson.loads(self._payload), left, self._scope
+        return parameters_of(self._payload), left, self._scope
 
     def _deadline(self) -> int:
         """Return the call's deadline, which the first use sets."""

@@ -11,9 +11,8 @@ from contextvars import copy_context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from zeno_fast import _wasm, _wasmtime
+from zeno_fast._envelope import parameters_of
 from zeno_fast.driver import BoundSlot, Driver, Parameters, Scope, latest
 from zeno_fast.errors import PluginUnavailable, ZenoError
 from zeno_fast.host.context import current_host_call
@@ -63,7 +62,7 @@ class WasmSlot(_wasm.Slot):
         within = current_host_call()
         try:
             if self._driver.successor is not None:
-                return self._successor().submit(orjson.loads(text), seconds, scope)
+                return self._successor().submit(parameters_of(text), seconds, scope)
             if within is None:
                 return self._driver.executor().submit(self._timed, text, deadline, seconds, scope)
             self._driver.pool.refuse_waiting_for_itself(self.definition.name, within)
@@ -75,7 +74,7 @@ class WasmSlot(_wasm.Slot):
         except (PluginUnavailable, RuntimeError) as error:
             # The plugin was closed or replaced just now, or the interpreter ends.
             if self._driver.successor is not None:
-                return self._successor().submit(orjson.loads(text), seconds, scope)
+                return self._successor().submit(parameters_of(text), seconds, scope)
             if isinstance(error, ZenoError):
                 raise
             raise PluginUnavailable(
@@ -119,7 +118,7 @@ class WasmSlot(_wasm.Slot):
         seconds = self._driver.timeout if timeout is None else timeout
         text = self.encode(parameters)
         if self._driver.successor is not None:
-            return self._successor().stream(orjson.loads(text), seconds, scope)
+            return self._successor().stream(parameters_of(text), seconds, scope)
         return WholeStream(
             self.definition.name,
             lambda: self.call_encoded(text, _wasmtime.deadline_ns(seconds), seconds, scope),
@@ -140,7 +139,7 @@ class WasmSlot(_wasm.Slot):
             await asyncio.sleep(0)
         if not (short and self._driver.pool.idle):
             if self._driver.successor is not None:
-                return await self._successor().call_async(orjson.loads(text), seconds, scope)
+                return await self._successor().call_async(parameters_of(text), seconds, scope)
             return await asyncio.wrap_future(self._submit(text, seconds, scope))
         return self._timed(text, _wasmtime.deadline_ns(seconds), seconds, scope, True)
 
@@ -157,7 +156,7 @@ class WasmSlot(_wasm.Slot):
     def forward(self, text: bytes, deadline: int, scope: Scope | None) -> Any:
         """Make a call, as the pool lends no more instances, by the driver that answers now."""
         seconds = max(0.0, (deadline - _wasmtime.now_ns()) / 1e9)
-        return self._successor().call(orjson.loads(text), seconds, scope)
+        return self._successor().call(parameters_of(text), seconds, scope)
 
     def _successor(self) -> BoundSlot:
         """Return the slot of the driver that answers now; the parameters are checked already."""
