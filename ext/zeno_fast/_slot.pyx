@@ -18,7 +18,7 @@ from zeno_fast.errors import PluginCrashed
 cdef class Route:
     """Where the calls of one plugin go at this moment."""
 
-    def __init__(self):
+    def __cinit__(self):
         self._channels = ()
 
     def lead_to(self, channels, grows):
