@@ -176,7 +176,7 @@ class Loader:
     def _note_loaded(self, plugin: LoadedPlugin, folder: Path) -> None:
         self.folders[plugin.name] = Path(os.path.abspath(folder))
         self._events.emit(
-            "plugin_loaded", plugin.name, f"loaded {plugin.version}".rstrip(),
+            "plugin_loaded", plugin.name, f"loaded {plugin.version}".rstrip(), logging.DEBUG,
             version=plugin.version, type=plugin.kind, folder=str(plugin.folder),
         )  # fmt: skip
 

@@ -218,7 +218,7 @@ class PluginManager:
     def unload_plugin(self, name: str) -> None:
         """End a plugin and forget it. Raises PluginUnavailable where none has that name."""
         self._registry.remove(name).driver.close()
-        self._events.emit("plugin_unloaded", name, "unloaded")
+        self._events.emit("plugin_unloaded", name, "unloaded", logging.DEBUG)
 
     def reload_plugin(self, name: str, *, allow_more_permissions: bool = False) -> LoadedPlugin:
         """Start what is in a plugin's folder now, switch to it, and end the old version.

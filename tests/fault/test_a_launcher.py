@@ -60,7 +60,7 @@ def test_a2_a3_a5_nothing_outlives_a_host_that_is_killed(make_plugin, number):
     host = start_host(folder)
     assert host.stdout
     assert host.stdout.readline() == "ready\n"
-    assert len(processes_of(folder)) >= 4  # the guest and what it has left; the thread has ended
+    wait_until(lambda: len(processes_of(folder)) >= 4)  # the guest and what it has left
     os.killpg(host.pid, getattr(signal, number))
     end(host)
     assert gone_within(folder, GONE_WITHIN)
@@ -139,7 +139,7 @@ def test_a6_a_wrapper_and_the_program_that_it_starts_both_end(manager, make_plug
     manifest = folder / "manifest.yaml"
     manifest.write_text(manifest.read_text().replace("./guest.py", "run.sh"), encoding="utf-8")
     manager.load_plugin(folder)
-    assert len(processes_of(folder)) >= 5
+    wait_until(lambda: len(processes_of(folder)) >= 5)
     with within(5):
         manager.unload_plugin("scripted")
     assert gone_within(folder, GONE_WITHIN)

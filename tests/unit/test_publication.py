@@ -167,7 +167,10 @@ def test_top_is_live_and_ends_with_q(host):
             while shown.count(b"scripted") < 3:
                 assert time.monotonic() < deadline, shown
                 if select.select([master], [], [], 1)[0]:
-                    shown += os.read(master, 65536)
+                    try:
+                        shown += os.read(master, 65536)
+                    except OSError as error:  # it has ended
+                        raise AssertionError(shown.decode()) from error
             os.write(master, b"q")
             while select.select([master], [], [], 0.5)[0]:
                 try:

@@ -67,8 +67,8 @@ def top(pid: int | None, interval: float, output: str) -> None:
         return
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         before: dict[tuple[int, str], int] = {}
+        hosts = _hosts(pid)
         while True:
-            hosts = _hosts(pid)
             parts: list[Text | Table] = []
             for host in hosts:
                 parts += [_title(host), _table(host, before, interval), Text()]
@@ -80,10 +80,15 @@ def top(pid: int | None, interval: float, output: str) -> None:
             live.update(Group(*parts, Text("q ends", style="dim")), refresh=True)
             if pressed(interval):
                 return
+            hosts = _look(pid)  # one that has ended, or is too busy to answer, may be back soon
+
+
+def _look(pid: int | None) -> list[dict[str, Any]]:
+    return [host for host in published() if pid in (None, host["pid"])]
 
 
 def _hosts(pid: int | None) -> list[dict[str, Any]]:
-    hosts = [host for host in published() if pid in (None, host["pid"])]
+    hosts = _look(pid)
     if not hosts:
         raise NothingFound(NOBODY if pid is None else f"process {pid}: {NOBODY}")
     return hosts

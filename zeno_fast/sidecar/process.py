@@ -147,15 +147,21 @@ class Process:
             "--",
             *self._argv,
         ]
-        # A descriptor that is duplicated onto itself stays open: it loses its close-on-exec flag.
-        pairs = [*zip(streams, range(STANDARD), strict=True), (control, control)]
-        pairs += [(fd, fd) for fd in pass_fds]
+        pairs = [*zip(streams, range(STANDARD), strict=True)]
+        # What keeps its number goes there and back: a duplicate loses the close-on-exec flag, and
+        # not every libc takes it from a descriptor that is duplicated onto itself.
+        spare = 1 + max(*streams, control, *pass_fds)
+        for fd in (control, *pass_fds):
+            pairs += [(fd, spare), (spare, fd)]
         try:
             return os.posix_spawn(
                 LAUNCHER,
                 arguments,
                 dict(environment),
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in pairs],
+                file_actions=[
+                    *((os.POSIX_SPAWN_DUP2, fd, target) for fd, target in pairs),
+                    (os.POSIX_SPAWN_CLOSE, spare),
+                ],
                 setsigmask=signal.valid_signals(),
             )
         except OSError as error:
