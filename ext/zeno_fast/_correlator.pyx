@@ -369,8 +369,8 @@ cdef class Correlator:
     cdef int _give_up_on_abandoned(self) except -1:
         """Have the guest replaced: its answer, should it come, could not be told from another's."""
         self._ended = True
+        self.lose(self._never_answered)  # first: the end of the process would be another reason
         self._owner.hung()
-        self.lose(self._never_answered)
         return 0
 
     def _never_answered(self, Call call):
@@ -386,8 +386,8 @@ cdef class Correlator:
                 plugin=self._plugin, slot=call.slot)
 
         self._ended = True
-        self._owner.hung()
         self.lose(reason)
+        self._owner.hung()
         return 0
 
     def lose(self, reason):

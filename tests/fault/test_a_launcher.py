@@ -109,6 +109,7 @@ def kill_hosts(folder: Path, trials: int, launcher: str = "") -> bool:
     return True
 
 
+@pytest.mark.timeout(60 + TRIALS)
 def test_a3_a5_hosts_that_are_killed_at_any_moment_leave_nothing(make_plugin):
     assert kill_hosts(make_plugin(STUBBORN), TRIALS)
 
@@ -362,6 +363,7 @@ def test_a15_limits_reach_the_child(manager, make_plugin):
     assert manager.call("fill", timeout=10) == "no memory"
 
 
+@pytest.mark.timeout(60 + TRIALS)
 def test_a15_starts_and_stops_leave_nothing(tmp_path, no_leaks):
     for _ in range(5):
         finish(start(["/bin/cat"], tmp_path))
