@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class EventHub:
 
     def __init__(self) -> None:
         self._handlers: tuple[EventHandler, ...] = ()
+        self._lock = threading.Lock()
 
     def subscribe(self, handler: EventHandler) -> Callable[[], None]:
         """Have `handler` called with each event from now on; return what ends that.
@@ -48,10 +50,12 @@ class EventHub:
         It is called in the thread in which the event happened, often the one that watches all
         plugins, and must not block.
         """
-        self._handlers += (handler,)
+        with self._lock:
+            self._handlers += (handler,)
 
         def unsubscribe() -> None:
-            self._handlers = tuple(one for one in self._handlers if one is not handler)
+            with self._lock:
+                self._handlers = tuple(one for one in self._handlers if one is not handler)
 
         return unsubscribe
 

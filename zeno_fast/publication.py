@@ -98,7 +98,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def may_ask(client: socket.socket) -> bool:
-    """Tell whether a client is of this user, or root; the file's mode sees to it off Linux."""
+    """Tell whether the other side is of this user, or root; off Linux the file's mode sees to it."""
     if not _LINUX:
         return True
     credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -132,6 +132,8 @@ def _ask(address: str) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(2 * CLIENT_LIMIT)
         client.connect(address)
+        if not may_ask(client):
+            raise PermissionError("another user has taken the address")
         parts = []
         while part := client.recv(1 << 16):
             parts.append(part)
