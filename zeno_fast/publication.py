@@ -98,7 +98,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def may_ask(client: socket.socket) -> bool:
-    """Tell whether the other side is of this user, or root; off Linux the file's mode sees to it."""
+    """Tell whether the other side is this user, or root; off Linux the file's mode sees to it."""
     if not _LINUX:
         return True
     credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
