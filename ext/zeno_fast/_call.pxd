@@ -26,6 +26,7 @@ cdef class Call:
     cdef object error
     cdef object target
     cdef readonly object watcher  # reads for it, and gets it when it is finished
+    cdef uint64_t offset  # of its request in all that its channel has sent, in bytes
     cdef uint64_t heard  # reads of the channel before it was sent
     cdef int64_t began_ns
     cdef int64_t deadline_ns

@@ -220,7 +220,7 @@ cdef class Channel(Leadership):
         cdef size_t nbytes, length
         cdef Py_ssize_t count = AGAIN
         cdef int taken = NO_LINE
-        cdef uint64_t number
+        cdef uint64_t number, offset
         cdef int64_t began_ns = monotonic_ns()
         cdef int64_t left_ns = deadline_ns - began_ns
         cdef Call call
@@ -231,6 +231,7 @@ cdef class Channel(Leadership):
         self._alone = number
         self._take_lead()
         self._tell_if_spent()
+        offset = self._output.written
         self._output.added(nbytes)
         self._output.flush()
         if not self._output.full and not self._output.broken:
@@ -266,7 +267,7 @@ cdef class Channel(Leadership):
             call.target = watcher.make_future()
             call.watcher = watcher
         call.began_ns = began_ns
-        self._take_up(call, number)
+        self._take_up(call, number, offset)
         self._alone = 0
         self._watch(call)
         try:
@@ -284,7 +285,7 @@ cdef class Channel(Leadership):
             if self._reason is not None and not call.done:
                 # The channel was lost while it had this call and did not know of it.
                 self._pending.pop(call.key, None)
-                self._finish(call, None, self._reason(call))
+                self._finish(call, None, self._why(call, self._reason))
             if watcher is None and not call.done:
                 self._lead(call, deadline_ns)
         except BaseException:

@@ -54,7 +54,7 @@ cdef class Correlator:
     cdef Py_ssize_t _write_request(
         self, RequestTemplate template, bytes payload, uint64_t number, int64_t left_ns
     ) except -1
-    cdef int _take_up(self, Call call, uint64_t number) except -1
+    cdef int _take_up(self, Call call, uint64_t number, uint64_t offset) except -1
     cdef int _finish(self, Call call, object data, object error) except -1
     cdef void _watch(self, Call call) noexcept
     cdef void _unwatch(self, Call call) noexcept
@@ -64,6 +64,7 @@ cdef class Correlator:
     cdef int _put_cancel(self, Call call) except -1
     cdef int _give_up_on_abandoned(self) except -1
     cdef int _break(self, str what, object kind=*) except -1
+    cdef object _why(self, Call call, object reason)
     cdef int _take_lines(self) except -1
     cdef int _take_rest(self) except -1
     cdef int _take_line(self, const char *line, size_t nbytes) except -1

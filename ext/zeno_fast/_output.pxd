@@ -1,3 +1,5 @@
+from libc.stdint cimport uint64_t
+
 from zeno_fast._pipe cimport Pipe
 
 cdef enum:
@@ -17,6 +19,7 @@ cdef class Output:
     cdef bint _widened
     cdef Bytes _last
     cdef readonly Py_ssize_t nbytes
+    cdef uint64_t written
     cdef readonly bint writing
     cdef readonly bint full
     cdef readonly bint broken

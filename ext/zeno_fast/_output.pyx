@@ -47,6 +47,7 @@ cdef class Output:
 
     Attributes:
         nbytes: What is queued, in bytes.
+        written: What the pipe has taken since the beginning, in bytes.
         writing: Whether a thread is in the system call.
         full: Whether the pipe took less than there is; `flush` again when it is writable.
         broken: Whether the other end is closed; everything queued was dropped.
@@ -179,6 +180,8 @@ cdef class Output:
             self.writing = False
         if sent < 0 and error != EAGAIN:
             self.broken = True
+        elif sent > 0:
+            self.written += sent
         return sent
 
 

@@ -116,6 +116,35 @@ def test_a_process_that_died_between_two_calls_is_started_again(manager, make_pl
     assert manager.call("pid", timeout=10) != first
 
 
+DEAF = """
+for request in requests():
+    if lifecycle(request, "pid", "deafen"):
+        continue
+    if request["slot_name"] == "deafen":
+        os.close(0)
+    answer(request, os.getpid())
+    if request["slot_name"] == "deafen":
+        time.sleep(0.3)
+        os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("way", ["call", "submit", "map"])
+def test_a_request_of_which_the_guest_read_nothing_goes_to_another_process(
+    manager, make_plugin, way
+):
+    manager.load_plugin(make_plugin(DEAF))
+    deaf = manager.call("deafen")
+    if way == "call":
+        answers = [manager.call("pid")]
+    elif way == "submit":
+        answers = [manager.submit("pid").result(10)]
+    else:
+        answers = list(manager.map("pid", [{}] * 3))
+    assert deaf not in answers
+    assert len(set(answers)) == 1
+
+
 def test_auto_start_false_starts_the_process_with_the_first_call(manager, make_plugin):
     plugin = manager.load_plugin(make_plugin(ECHO, sidecar="auto_start: false"))
     assert plugin.status()["state"] == "stopped"
