@@ -168,13 +168,13 @@ def test_a8_an_answer_before_the_end_is_delivered(manager, make_plugin, nbytes):
         manager.reload_plugin("scripted")
 
 
-def test_c6_a_guest_that_closed_its_stdin_fails_its_callers_soon(manager, make_plugin):
+def test_c6_the_callers_of_a_guest_that_closed_its_stdin_are_served_by_others(manager, make_plugin):
     manager.load_plugin(
         make_plugin(
             """
             for request in requests():
                 if not lifecycle(request, "close"):
-                    answer(request, "closing")
+                    answer(request, os.getpid())
                     os.close(0)
                     time.sleep(60)
             """,
@@ -182,11 +182,10 @@ def test_c6_a_guest_that_closed_its_stdin_fails_its_callers_soon(manager, make_p
         )
     )
     for attempt in call_each_way(manager, "close", {}, 20):
-        assert manager.call("close") == "closing"
+        deaf = manager.call("close")
         time.sleep(0.1)
         began = time.monotonic()
-        with pytest.raises(PluginCrashed):
-            attempt()
+        assert attempt() not in (None, deaf)  # it has had nothing of the request
         assert time.monotonic() - began < 5
         manager.reload_plugin("scripted")
 
