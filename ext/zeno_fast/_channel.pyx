@@ -267,7 +267,8 @@ cdef class Channel(Leadership):
             call.target = watcher.make_future()
             call.watcher = watcher
         call.began_ns = began_ns
-        self._take_up(call, number, offset)
+        self._take_up(call, number)
+        call.offset = offset
         self._alone = 0
         self._watch(call)
         try:

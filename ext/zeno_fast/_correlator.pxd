@@ -54,7 +54,7 @@ cdef class Correlator:
     cdef Py_ssize_t _write_request(
         self, RequestTemplate template, bytes payload, uint64_t number, int64_t left_ns
     ) except -1
-    cdef int _take_up(self, Call call, uint64_t number, uint64_t offset) except -1
+    cdef int _take_up(self, Call call, uint64_t number) except -1
     cdef int _finish(self, Call call, object data, object error) except -1
     cdef void _watch(self, Call call) noexcept
     cdef void _unwatch(self, Call call) noexcept

@@ -227,11 +227,10 @@ cdef class Correlator:
             self._owner.spent()
         return 0
 
-    cdef int _take_up(self, Call call, uint64_t number, uint64_t offset) except -1:
-        """Let a call wait for the answer to the request with this number, sent at this offset."""
+    cdef int _take_up(self, Call call, uint64_t number) except -1:
+        """Let a call wait for the answer to the request with this number."""
         call.heard = self._heard
         call.number = number
-        call.offset = offset
         call.key = number
         self._pending[call.key] = call
         self._newest = call
@@ -240,7 +239,8 @@ cdef class Correlator:
     cdef int _put_call(self, Call call) except -1:
         """Give a call its id and queue its request for writing."""
         self._number += 1
-        self._take_up(call, self._number, self._output.written + self._output.nbytes)
+        self._take_up(call, self._number)
+        call.offset = self._output.written + self._output.nbytes
         self._stale = self._pipe.buffered()
         self._output.added(self._write_request(
             call.template, call.payload, call.number,
@@ -331,7 +331,7 @@ cdef class Correlator:
         cdef Call kept = self.new_call(call.template, b"", deadline_ns, None, THREAD)
         kept.began_ns = call.began_ns
         kept.abandoned = kept.ready = True
-        self._take_up(kept, call.number, call.offset)
+        self._take_up(kept, call.number)
         self._owner.abandoned(kept)
         return 0
 
@@ -419,7 +419,8 @@ cdef class Correlator:
     cdef object _why(self, Call call, object reason):
         """Return what a pending call fails with when the channel ends.
 
-        The guest has read nothing of a request of which the pipe took nothing.
+        Of a request of which the pipe has taken nothing the guest has read nothing; while a thread
+        is in the write nobody knows.
         """
         if not self._output.writing and call.offset >= self._output.written:
             return NotSent()
