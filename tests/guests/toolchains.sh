@@ -13,10 +13,11 @@ folder=${ZENO_FAST_TOOLCHAINS:-$HOME/.cache/zeno-fast-toolchains}
 roslyn=3.0.0-beta.20251203.1
 assemblyscript=0.27.37 # of those that Debian's Node 18 runs, the last
 
-# The first four compile C, the next three Rust; the others run scripts.
+# The first four compile C, the next line Rust; then what runs scripts, a model checker, and what runs
+# programs for Windows.
 packages="gcc libc6-dev clang lld
  cargo rustc libstd-rust-dev-wasm32 librust-serde-json-dev librust-serde-derive-dev
- php8.2-cli ruby lua5.4"
+ php8.2-cli ruby lua5.4 spin wine wine64"
 missing=
 for package in $packages; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||

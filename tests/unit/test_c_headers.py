@@ -2,76 +2,85 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from unit.c_programs import LANGUAGES, SOURCES, THREADS, break_header, compile_and_run
 
-ROOT = Path(__file__).parents[2]
-WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
-ADDRESSES = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-THREADS = ["-fsanitize=thread"]
-# As a language of its own: without a compiler for it the test cannot run.
-LANGUAGES = {
-    "c11": (os.environ.get("CC", "cc"), ["-x", "c", "-std=c11"]),
-    "c++17": (os.environ.get("CXX", "c++"), ["-x", "c++", "-std=c++17"]),
-}
-TESTS = sorted(path.name for path in (ROOT / "tests" / "c").glob("test_*.c"))
-
-
-def compile_and_run(
-    source: Path, folder: Path, language: str, sanitizers: list[str] = ADDRESSES
-) -> subprocess.CompletedProcess[str]:
-    compiler, options = LANGUAGES[language]
-    if shutil.which(compiler) is None:
-        pytest.skip(f"there is no {compiler}; `apt install gcc g++` would bring it")
-    program = folder / "program"
-    built = subprocess.run(
-        [compiler, *options, *WARNINGS, *sanitizers, "-fno-builtin", "-g", "-O1", "-pthread",
-         f"-I{ROOT / 'ext' / 'include'}", str(source), "-o", str(program)],
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr
-    return subprocess.run(
-        [program], capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "TSAN_OPTIONS": "die_after_fork=0"},
-    )  # fmt: skip
+TESTS = sorted(path.name for path in SOURCES.glob("test_*.c"))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("test", TESTS)
 def test_a_header_keeps_what_it_promises(test: str, language: str, tmp_path: Path) -> None:
-    found = compile_and_run(ROOT / "tests" / "c" / test, tmp_path, language)
+    found = compile_and_run(SOURCES / test, tmp_path, language)
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
-def test_the_blocking_read_has_no_data_race(tmp_path: Path) -> None:
-    source = ROOT / "tests" / "c" / "test_blocking_read.c"
-    found = compile_and_run(source, tmp_path, "c11", THREADS)
+@pytest.mark.parametrize("test", ["test_blocking_read.c", "test_ring.c"])
+def test_threads_have_no_data_race(test: str, tmp_path: Path) -> None:
+    found = compile_and_run(SOURCES / test, tmp_path, sanitizers=THREADS)
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
-def test_the_thread_sanitizer_notices_a_state_that_is_no_longer_atomic(tmp_path: Path) -> None:
-    header = (ROOT / "ext" / "include" / "zeno_blocking_read.h").read_text()
-    right = "__atomic_store_n(&reader->state, result, __ATOMIC_RELEASE);"
-    assert right in header
-    (tmp_path / "zeno_blocking_read.h").write_text(header.replace(right, "reader->state = result;"))
-    source = tmp_path / "test_blocking_read.c"
-    shutil.copy(ROOT / "tests" / "c" / "test_blocking_read.c", source)
-    found = compile_and_run(source, tmp_path, "c11", THREADS)
+@pytest.mark.parametrize(
+    ("header", "right", "wrong", "test"),
+    [
+        (
+            "zeno_blocking_read.h",
+            "__atomic_store_n(&reader->state, result, __ATOMIC_RELEASE);",
+            "reader->state = result;",
+            "test_blocking_read.c",
+        ),
+        (
+            "zeno_ring.h",
+            "__atomic_store_n(at, value, __ATOMIC_RELEASE);",
+            "__atomic_store_n(at, value, __ATOMIC_RELAXED);",
+            "test_ring.c",
+        ),
+    ],
+    ids=["a state that is no longer atomic", "a cursor that does not publish"],
+)
+def test_the_thread_sanitizer_notices(
+    header: str, right: str, wrong: str, test: str, tmp_path: Path
+) -> None:
+    source = break_header(tmp_path, header, right, wrong, test)
+    found = compile_and_run(source, tmp_path, sanitizers=THREADS)
     assert found.returncode != 0
     assert "data race" in found.stderr
 
 
-def test_the_sanitizers_notice_one_byte_too_far(tmp_path: Path) -> None:
-    header = (ROOT / "ext" / "include" / "zeno_json.h").read_text()
-    right = "for (at++; at < n; at++)"
-    assert right in header
-    (tmp_path / "zeno_json.h").write_text(header.replace(right, "for (at++; at <= n; at++)"))
-    source = tmp_path / "test_json.c"
-    shutil.copy(ROOT / "tests" / "c" / "test_json.c", source)
-    found = compile_and_run(source, tmp_path, "c11")
+@pytest.mark.parametrize(
+    ("header", "right", "wrong", "test", "said"),
+    [
+        (
+            "zeno_json.h",
+            "for (at++; at < n; at++)",
+            "for (at++; at <= n; at++)",
+            "test_json.c",
+            "heap-buffer-overflow",
+        ),
+        (
+            "zeno_ring.h",
+            "uint64_t first = reader->size - at < nbytes ? reader->size - at : nbytes;",
+            "uint64_t first = reader->size - at < nbytes ? reader->size - at + 1 : nbytes;",
+            "test_ring.c",
+            "heap-buffer-overflow",
+        ),
+        (
+            "zeno_ring.h",
+            "zr_span(header[0]) > reader->head - reader->tail ||",
+            "zr_span(header[0]) > reader->size + 8 ||",
+            "test_ring.c",
+            "== ZR_CORRUPT",
+        ),
+    ],
+    ids=["one byte too far", "one byte behind the ring", "a length that is believed"],
+)
+def test_the_tests_and_the_sanitizers_notice(
+    header: str, right: str, wrong: str, test: str, said: str, tmp_path: Path
+) -> None:
+    source = break_header(tmp_path, header, right, wrong, test)
+    found = compile_and_run(source, tmp_path)
     assert found.returncode != 0
-    assert "heap-buffer-overflow" in found.stderr
+    assert said in found.stdout + found.stderr
