@@ -1,0 +1,3 @@
+module zeno
+
+go 1.24
