@@ -12,6 +12,7 @@ from setuptools.errors import CCompilerError
 DEBUG = os.environ.get("ZENO_FAST_DEBUG") == "1"
 SANITIZE = os.environ.get("ZENO_FAST_SANITIZE", "")  # for example "address,undefined"
 TRACE = os.environ.get("ZENO_FAST_TRACE") == "1"
+PROCESSORS = os.cpu_count() or 1
 
 compile_args = ["-O0", "-g"] if DEBUG else ["-O2"]
 link_args = []
@@ -32,6 +33,8 @@ extensions = [
     for name in (
         "_envelope",
         "_statistics",
+        "_shm",
+        "_guest_ring",
         "_pipe",
         "_nesting",
         "_call",
@@ -54,6 +57,11 @@ extensions.append(Extension("zeno_fast.wasm.pool", ["zeno_fast/wasm/pool.py"]))
 
 class BuildAll(build_ext):
     """Build the extensions, and beside them the program that starts sidecars."""
+
+    def finalize_options(self):
+        """Compile several at once, as there are processors, unless told otherwise."""
+        super().finalize_options()
+        self.parallel = self.parallel or PROCESSORS
 
     def run(self):
         """Build all."""
@@ -87,12 +95,22 @@ class BuildAll(build_ext):
 setup(
     cmdclass={"build_ext": BuildAll},
     # The examples are plugins for `zeno-fast demo`, too; which files go along is in pyproject.toml.
-    packages=[*find_packages(include=["zeno_fast", "zeno_fast.*"]), "zeno_fast._examples"],
-    package_dir={"zeno_fast._examples": "examples/plugins"},
+    packages=[
+        *find_packages(include=["zeno_fast", "zeno_fast.*"]),
+        "zeno_fast._examples",
+        "zeno_fast._include",
+        "zeno_fast._guests",
+    ],
+    package_dir={
+        "zeno_fast._examples": "examples/plugins",
+        "zeno_fast._include": "ext/include",
+        "zeno_fast._guests": "ext/guests",
+    },
     ext_modules=cythonize(
         extensions,
         include_path=["ext"],
         build_dir="build/cython",
+        nthreads=PROCESSORS if sys.platform == "linux" else 0,  # by forking
         language_level=3,
         compiler_directives={"embedsignature": True, "linetrace": TRACE},
     ),

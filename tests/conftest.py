@@ -20,6 +20,8 @@ import zeno_fast
 from zeno_fast import PluginManager
 from zeno_fast._pipe import Pipe
 
+pytest.register_assert_rewrite("sidecar.ring_guest")
+
 LEAK_GRACE = 3.0  # seconds that threads and descriptors which were told to end may take
 
 
@@ -35,6 +37,11 @@ def _children() -> set[int]:
 
 def _descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
+
+
+def _standard_streams() -> list[bool]:
+    """Tell which of the first three descriptors are open."""
+    return [os.path.exists(f"/proc/self/fd/{fd}") for fd in range(3)]
 
 
 def _threads() -> list[threading.Thread]:
@@ -83,7 +90,9 @@ def no_leaks(wasi_runtime: None, spare_descriptor: None) -> Iterator[None]:
     if not Path("/proc/self/fd").exists():
         pytest.skip("leaks are counted in /proc, which this system lacks")
     fds, threads, children = _snapshot()
+    standard = _standard_streams()
     yield
+    assert _standard_streams() == standard, "a descriptor of somebody else was closed"
     deadline = time.monotonic() + LEAK_GRACE
     while True:
         fds_now, threads_now, children_now = _snapshot()

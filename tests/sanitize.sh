@@ -18,7 +18,14 @@ trap '[[ ${KEEP:-} == 1 ]] && echo "kept: $work" || rm -rf "$work"' EXIT
 
 # What is left out of a run without arguments:
 left_out=(
-    --ignore=tests/unit/test_c_headers.py # has sanitizers of its own, also one that excludes ours
+    # Have sanitizers of their own, also one that excludes ours, or need none.
+    --ignore=tests/unit/test_c_headers.py
+    --ignore=tests/unit/test_ring.py
+    --ignore=tests/unit/test_ring_model.py
+    # What they test beside what test_shared_memory.py does is in other processes.
+    --ignore=tests/sidecar/test_dotnet_ring.py
+    --ignore=tests/sidecar/test_go_ring.py
+    --ignore=tests/sidecar/test_rust_ring.py
     # Nothing compiled is in what these test, or it is only run in other processes, and slowly.
     --ignore=tests/unit/test_cli.py
     --ignore=tests/unit/test_readme.py
@@ -30,11 +37,12 @@ left_out=(
     --deselect=tests/fault/test_b_sizes.py::test_b5_time_and_memory
     --deselect=tests/fault/test_b_sizes.py::test_b5_an_answer_beyond_the_limit_takes_no_memory
     # Preload a library of their own, which has to come before the runtime.
+    --ignore=tests/sidecar/test_copies.py
     --ignore=tests/fault/test_c7_syscalls.py
     --ignore=tests/fault/test_syscalls.py
 )
 if (($# == 0)); then
-    set -- tests/sidecar tests/fuzz tests/unit tests/fault/test_b_answers.py \
+    set -- tests/sidecar tests/test_binary.py tests/fuzz tests/unit tests/fault/test_b_answers.py \
         tests/fault/test_b_protocol.py tests/fault/test_b_sizes.py tests/fault/test_d6_giving_up.py \
         tests/wasm/test_calls.py tests/fault/test_f_pointers.py \
         "${left_out[@]}"

@@ -9,6 +9,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from zeno_fast import PluginManager, SlotError, SlotNotFound, ZenoError
 
 PACKAGE = Path(zeno_fast.__file__).resolve().parent
 COMMAND = Path(sys.executable).parent / "zeno-fast"
+SDK = {
+    "c/zeno_ring.h", "c/zeno_shm.h", "c/zeno_guest.h", "c/zeno_guest.c", "c/guest_json.h",
+    "c/guest_sidecar.h", "python/guest.py", "go/zeno/go.mod", "go/zeno/link.go",
+    "go/zeno/serve.go", "rust/zeno.rs", "rust/json.rs", "rust/base64.rs", "csharp/ZenoGuest.cs",
+}  # fmt: skip
 EXAMPLES = PACKAGE / "_examples"
 
 
@@ -27,12 +33,28 @@ def main() -> None:
     check_the_build_is_no_debug_build()
     shown = check_demo()
     check_call()
+    check_the_sdk_is_whole()
     check_failures_have_a_status_and_a_paragraph()
     check_both_kinds_through_one_manager(shown)
     assert files_below(EXAMPLES) == before, "something was written into the example plugins"
     kinds = sorted({row["kind"] for row in shown})
     slots = len(shown)
     print(f"smoke: python {sys.version.split()[0]}, {slots} slots of {' and '.join(kinds)}: fine")
+
+
+def check_the_sdk_is_whole() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        done = run("sdk", folder)
+        assert done.returncode == 0, done.stderr
+        files = {path.relative_to(folder).as_posix() for path in map(Path, done.stdout.split())}
+        assert files == {
+            path.relative_to(folder).as_posix()
+            for path in Path(folder).rglob("*")
+            if path.is_file()
+        }
+    assert files >= SDK, f"the SDK lacks {SDK - files}"
+    assert not [file for file in files if "_test" in file]
+    assert (Path(zeno_fast.get_include()) / "zeno_guest.h").is_file()
 
 
 def files_below(folder: Path) -> dict[str, int]:

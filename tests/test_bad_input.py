@@ -50,7 +50,6 @@ CASES = {
     "WASM as a sidecar": (SIDECAR, MODULE, PluginLoadError, "type: wasm|WASM"),
     "fastcgi": (SIDECAR + "sidecar: {protocol: fastcgi}\n", None, ManifestError, "fastcgi"),
     "http": (SIDECAR + "sidecar: {protocol: http}\n", None, ManifestError, "http"),
-    "shm": (SIDECAR + "sidecar: {transport: shm}\n", None, ManifestError, "shm"),
     "workers": (SIDECAR + "sidecar: {workers: 4..2}\n", None, ManifestError, "workers"),
     "a binary outside": (
         "name: bad\nbinary: ../other.wasm\n",

@@ -20,7 +20,7 @@ from zeno_fast import (
 )
 
 WASM = ("c-wasm", "go-wasm", "rust-wasm", "rust-wasm-leaky", "assemblyscript")
-SIDECARS = ("python", "python-no-ids", "node", "php", "go", "c", "c-no-ids")
+SIDECARS = ("python", "python-no-ids", "node", "php", "go", "go-ring", "c", "c-no-ids", "c-ring")
 MIB = 1024 * 1024
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zeno_fast.manager import LoadReport, PluginManager
     from zeno_fast.manifest import Manifest
     from zeno_fast.plugin import InputDefinition, LoadedPlugin, Response, SlotDefinition
+    from zeno_fast.sdk import get_include
     from zeno_fast.stream import Stream
     from zeno_fast.watching import Watch
 
@@ -57,6 +58,7 @@ __all__ = [
     "ZenoError",
     "__version__",
     "current_host_call",
+    "get_include",
 ]
 
 
@@ -69,6 +71,7 @@ _HOMES = {
     "zeno_fast.manager": ("LoadReport", "PluginManager"),
     "zeno_fast.manifest": ("Manifest",),
     "zeno_fast.plugin": ("InputDefinition", "LoadedPlugin", "Response", "SlotDefinition"),
+    "zeno_fast.sdk": ("get_include",),
     "zeno_fast.stream": ("Stream",),
     "zeno_fast.watching": ("Watch",),
 }

@@ -17,6 +17,7 @@ the standard library alone, and uses orjson where it is installed: a plugin may 
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import dataclasses
 import enum
@@ -26,6 +27,7 @@ import inspect
 import itertools
 import json
 import logging
+import math
 import os
 import queue
 import re
@@ -48,6 +50,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Slot = Callable[..., Any]
 
 PLAIN = frozenset((dict, list, str, int, float, bool, type(None)))  # what JSON has itself
+SCALARS = frozenset((str, int, float, bool, type(None)))
+FORMATS: dict[str, Any] = {  # of memoryviews, by NumPy's name without the byte order
+    "i1": "b", "u1": "B", "b1": "?", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q",
+    "u8": "Q", "f4": "f", "f8": "d",
+}  # fmt: skip
+LEAD = object()  # in the queue of calls: whoever finds it reads the ring
+NAMES = {
+    letter: ("|" if name.endswith("1") else "<" if sys.byteorder == "little" else ">") + name
+    for name, letter in FORMATS.items()
+}
 HUNG_UP = "the host has closed the connection"
 INPUT_TYPES: tuple[tuple[type, str], ...] = (
     (bool, "bool"), (int, "int"), (float, "float"), (str, "string"), (bytes, "any"),
@@ -85,13 +97,16 @@ class Call:
         cancelled: Whether the caller has given up.
     """
 
-    __slots__ = ("cancelled", "context", "deadline", "id", "key", "parameters", "slot", "task")
+    __slots__ = (
+        "binary", "cancelled", "context", "deadline", "id", "key", "parameters", "slot", "task",
+    )  # fmt: skip
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self.id = request.get("id")
         self.slot = request.get("slot_name")
         self.parameters = request.get("parameters")
         self.context = request.get("context")
+        self.binary = request.get("binary") is True  # there are bytes in the parameters
         self.deadline = None
         if isinstance(limit := request.get("timeout_ms"), (int, float)):
             self.deadline = time.monotonic() + min(limit, 1e12) / 1000
@@ -131,9 +146,10 @@ class Plugin:
     ) -> None:  # fmt: skip
         self.name = name
         self.threads = threads
-        self.info = {
+        self.info: dict[str, Any] = {
             "name": name, "version": version, "author": author, "description": description,
-            "language": "Python", "protocol": 1, "features": ["cancel", "deadline", "stream"],
+            "language": "Python", "protocol": 1,
+            "features": ["binary", "cancel", "deadline", "stream"],
         }  # fmt: skip
         self.slots: dict[str, Slot] = {}
         self.definitions: list[dict[str, Any]] = []
@@ -275,7 +291,19 @@ class _Server:
             "plugin_register_slots": lambda **_: plugin.definitions,
         }
         self._input, self._output = _protocol or _take_descriptors()
-        self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._ring = _open_ring(self._input, self._output)
+        if self._ring is not None:
+            plugin.info["features"].append("shm")
+            if self._ring.has_arena:
+                plugin.info["features"].append("arena")
+            if self._ring.has_buffers:
+                plugin.info["features"].append("buffers")
+        self._uses_ring = self._has_greeted = False
+        self._greeted = threading.Event()
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._lead = threading.Lock()  # of who reads the ring
+        self._idle = 0  # workers that wait while somebody else does
+        self._relieved = False  # it is the thread that reads for all of them
         self._calls: dict[bytes, Call] = {}
         self._replies: dict[str, tuple[queue.SimpleQueue[Any], Call | None]] = {}
         self._numbers = itertools.count(1)
@@ -307,6 +335,8 @@ class _Server:
         """Begin no more calls; safe from a signal handler."""
         self._stopping = True
         self._queue.put(None)
+        if self._uses_ring:
+            self._ring.wake()
 
     def run_hook(self, hook: Slot) -> None:
         """Call a hook, in the event loop if it is a coroutine function."""
@@ -317,21 +347,101 @@ class _Server:
     def _greet(self, **_: Any) -> dict[str, Any]:
         while self._plugin.init_hooks:
             self.run_hook(self._plugin.init_hooks.pop(0))
+        self._has_greeted = True
         return self._plugin.info
 
     def _read(self) -> None:
         try:
             with open(self._input, "rb", 1 << 16) as stream:
                 for line in stream:
-                    self._take(line)
+                    slot = self._take(line)
+                    if slot == "plugin_init" and self._ring is not None:
+                        self._greeted.wait()  # what comes after the answer may come another way
+                        if self._uses_ring:
+                            break
+                while self._uses_ring and self._ring.wait_busy():
+                    self._read_for_others()
         finally:
-            self._input_ended = True
-            for reply, _ in list(self._replies.values()):
-                reply.put({"error": HUNG_UP})
-            self._queue.put(None)
+            self._end_input()
 
-    def _take(self, line: bytes) -> None:
-        """Act on one line from the host."""
+    def _end_input(self) -> None:
+        self._input_ended = True
+        for reply, _ in list(self._replies.values()):
+            reply.put({"error": HUNG_UP})
+        self._queue.put(None)
+
+    # In shared memory whoever waits for something reads, so that no thread stands between a call
+    # and its answer: a worker without a call, a slot that waits for the host, and else the thread
+    # that has read the lines, once a slot has kept its worker for some milliseconds.
+
+    def _receive(self, timeout: float | None = None) -> bool:
+        """Take one message from the ring; return False at the end. Needs `_lead`."""
+        message = self._ring.receive(timeout)
+        if message is None:
+            self._end_input()
+            return False
+        if message:
+            self._take(message)
+        return True
+
+    def _read_for_others(self) -> None:
+        if self._lead.acquire(blocking=False):
+            try:
+                self._relieved = True
+                while self._idle == 0 and self._receive():
+                    pass
+            finally:
+                self._relieved = False
+                self._lead.release()
+            self._queue.put(LEAD)
+
+    def _next_call(self) -> Call | None:
+        """Wait for a call that a worker is to run; None when it is to end."""
+        call: Call | None
+        while True:
+            if not self._uses_ring or self._queue.qsize() or self._input_ended:
+                call = self._queue.get()
+            elif self._lead.acquire(blocking=False):
+                try:
+                    self._receive()
+                finally:
+                    self._lead.release()
+                if self._stopping:
+                    return None
+                continue
+            else:
+                self._idle += 1
+                if self._relieved:
+                    self._ring.wake()
+                call = self._queue.get()
+                self._idle -= 1
+            if call is LEAD:
+                continue
+            if self._idle and self._uses_ring and call is not None:
+                self._queue.put(LEAD)  # for a worker with nothing to do, while this one is busy
+            return call
+
+    def _wait_for(self, reply: queue.SimpleQueue[Any], timeout: float | None) -> Any:
+        """Return the host's answer. Raises queue.Empty."""
+        if not self._uses_ring:
+            return reply.get(timeout=timeout)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not reply.qsize() and not self._input_ended:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise queue.Empty
+            if self._lead.acquire(blocking=False):
+                try:
+                    self._receive(min(left, 1e6))
+                finally:
+                    self._lead.release()
+            else:  # somebody reads, but may stop
+                with contextlib.suppress(queue.Empty):
+                    return reply.get(timeout=min(left, 0.02))
+        return reply.get()
+
+    def _take(self, line: bytes) -> Any:
+        """Act on one message from the host; return the slot that it calls, if any."""
         try:
             message = _loads(line)
             kind = message.get("type")
@@ -339,16 +449,21 @@ class _Server:
                 call = Call(message)
                 self._calls[call.key] = call
                 self._queue.put(call)
-            elif kind == "host_response":
+                return call.slot
+            if kind == "host_response":
                 reply, _ = self._replies.get(str(message.get("id")), (None, None))
                 if reply is not None:
                     reply.put(message)
+            elif kind == "forget_buffers":
+                for id in message["buffers"]:
+                    self._ring.forget(id)
             elif kind == "cancel":
                 given_up = self._calls.pop(_dumps(message.get("id")), None)
                 if given_up is not None:
                     self._cancel(given_up)
         except (AttributeError, ValueError, OverflowError, RecursionError):
             _report(f"ignored a line that is no message: {line[:80]!r}")
+        return None
 
     def _cancel(self, call: Call) -> None:
         # Before anything else: whoever begins to run it, or to wait for it, looks here afterwards.
@@ -360,10 +475,20 @@ class _Server:
             self._loop.call_soon_threadsafe(call.task.cancel)
 
     def _work(self) -> None:
-        while (call := self._queue.get()) is not None and not self._stopping:
+        while (call := self._next_call()) is not None and not self._stopping:
             if not call.cancelled:
                 self._run(call)
+            if not self._greeted.is_set() and call.slot == "plugin_init":
+                self._take_up_ring()
         self._queue.put(None)  # for the next one in the pool
+
+    def _take_up_ring(self) -> None:
+        """Go on in shared memory, if the host was told so just now."""
+        if self._ring is not None and self._has_greeted:
+            with self._lock:
+                self._ring.use()
+                self._uses_ring = True
+        self._greeted.set()
 
     def _run(self, call: Call) -> None:
         slot = self._slots.get(str(call.slot))
@@ -372,7 +497,10 @@ class _Server:
             return
         token = _current.set(call)
         try:
-            data = slot(**(call.parameters or {}))
+            parameters = call.parameters or {}
+            if call.binary:
+                parameters = self._with_views(parameters)
+            data = slot(**parameters)
             if type(data) not in PLAIN:
                 if isinstance(data, Generator):
                     data = self._stream(call, data)
@@ -425,17 +553,72 @@ class _Server:
     def _answer(self, call: Call, data: Any = None, error: str | None = None) -> None:
         """Send the final answer: a failure where there is an error."""
         self._calls.pop(call.key, None)
+        sent: dict[int, Any] = {}
         try:
-            payload = _dumps(data)
+            payload = self._encode(data, sent)
         except Exception as problem:  # noqa: BLE001 - an object may fail in any way of its own
             payload = b"null"
             error = error or f"the answer cannot be sent as JSON: {problem!r}"
         head = call.message(b"guest_response")
         if error is None:
-            self._send(b'%b"success":true,"data":%b,"error":null}\n' % (head, payload))
+            tail = b',"binary":true' if sent else b""
+            self._send(b'%b"success":true,"data":%b,"error":null%b}\n' % (head, payload, tail))
         else:
             reason = _dumps(error)
             self._send(b'%b"success":false,"data":%b,"error":%b}\n' % (head, payload, reason))
+
+    def _encode(self, data: Any, sent: dict[int, Any]) -> bytes:
+        """Encode an answer; note in `sent` what stands for bytes in it."""
+        if type(data) in SCALARS:
+            return _dumps(data)
+
+        def stand_in(value: Any) -> Any:
+            dtype = getattr(value, "dtype", None)
+            if not isinstance(value, (bytes, bytearray, memoryview)) and (
+                dtype is None or not getattr(value, "ndim", 0) or dtype.str[1:] not in FORMATS
+            ):
+                return _plain(value)
+            if id(value) in sent:
+                return sent[id(value)]
+            view = memoryview(value)
+            if not view.c_contiguous:
+                view = memoryview(view.tobytes())
+            flat = view.cast("B") if view.nbytes else memoryview(b"")
+            place = self._ring.put(flat) if self._uses_ring and self._ring.has_arena else None
+            found: dict[str, Any] = {"$bytes": place}
+            if place is None:
+                found["$bytes"] = binascii.b2a_base64(flat, newline=False).decode()
+            if dtype is not None:
+                found |= {"dtype": dtype.str, "shape": list(value.shape)}
+            elif view.format != "B" or view.ndim != 1:
+                found |= {"dtype": NAMES[view.format], "shape": list(view.shape or ())}
+            sent[id(value)] = found
+            return found
+
+        return _dumps(data, stand_in)
+
+    def _with_views(self, value: Any) -> Any:
+        """Return parameters with memoryviews where the host has sent bytes."""
+        if isinstance(value, list):
+            return [self._with_views(member) for member in value]
+        if not isinstance(value, dict):
+            return value
+        place = value.get("$bytes")
+        if place is None:
+            return {key: self._with_views(member) for key, member in value.items()}
+        if isinstance(place, str):
+            view = memoryview(bytearray(binascii.a2b_base64(place)))
+        else:
+            view = self._ring.bytes_at(*place)
+        dtype, shape = value.get("dtype"), value.get("shape")
+        if dtype is None:
+            return view
+        letter = FORMATS.get(str(dtype)[1:])
+        if letter is None or dtype[0] == (">" if sys.byteorder == "little" else "<"):
+            raise SlotError(f"elements of the type {dtype} are not understood here")
+        if shape is None or len(shape) == 1 or 0 in shape:
+            return view.cast(letter)
+        return view.cast(letter, shape)
 
     def _fail(self, call: Call, error: BaseException) -> None:
         """Answer with what a slot raised, or end the process if that was meant to."""
@@ -452,7 +635,10 @@ class _Server:
 
     def _send_chunk(self, call: Call, chunk: Any) -> None:
         call.check()
-        self._send(b'%b"data":%b}\n' % (call.message(b"guest_chunk"), _dumps(chunk)))
+        sent: dict[int, Any] = {}
+        payload = self._encode(chunk, sent)
+        tail = b',"binary":true' if sent else b""
+        self._send(b'%b"data":%b%b}\n' % (call.message(b"guest_chunk"), payload, tail))
 
     def send_host_call(self, function: str, parameters: Any, id: str = "") -> bool:
         """Send a call to the host; return whether it is there."""
@@ -476,7 +662,7 @@ class _Server:
             if call is not None:
                 call.check()
             sent = not self._input_ended and self.send_host_call(function, parameters, id)
-            message = reply.get(timeout=timeout) if sent else {"error": HUNG_UP}
+            message = self._wait_for(reply, timeout) if sent else {"error": HUNG_UP}
         except queue.Empty:
             raise HostError(f"{function}: no answer within {timeout:g} s") from None
         finally:
@@ -495,6 +681,9 @@ class _Server:
             try:
                 while self._unsent:
                     rest = memoryview(self._unsent[0])
+                    if self._uses_ring:
+                        self._ring.send(rest[:-1])
+                        rest = rest[:0]
                     while rest:
                         rest = rest[os.write(self._output, rest) :]
                     self._unsent.popleft()
@@ -518,6 +707,14 @@ def _take_descriptors() -> tuple[int, int]:
         # As stderr has it, so that the lines of both stay in order and none is an error.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     return protocol
+
+
+def _open_ring(input: int, output: int) -> Any:
+    """Return the plugin's end of the memory that the host shares with it, or None."""
+    if "ZENO_SHM" in os.environ:
+        with contextlib.suppress(ImportError, OSError):  # a copy of this file may be on its own
+            return importlib.import_module("zeno_fast._guest_ring").GuestRing(input, output)
+    return None
 
 
 def _describe(function: Slot) -> tuple[dict[str, Any], dict[str, None]]:
@@ -564,12 +761,19 @@ def _input_type(annotation: Any) -> tuple[str, bool]:
     return "any", False
 
 
-def _dumps(value: Any) -> bytes:
+def _dumps(value: Any, stand_in: Callable[[Any], Any] | None = None) -> bytes:
     """Encode JSON. Raises TypeError or ValueError, or what an object's own code raises."""
     if _orjson is not None:
         with contextlib.suppress(TypeError):  # keys that are no strings, lone surrogates
+            if stand_in is not None:  # also for arrays
+                return bytes(_orjson.dumps(value, stand_in))
             return bytes(_orjson.dumps(value, _plain, _orjson.OPT_SERIALIZE_NUMPY))
-    return _encoder.encode(value).encode("utf-8", "replace")
+    encoder = _encoder if stand_in is None else _make_encoder(stand_in)
+    return encoder.encode(value).encode("utf-8", "replace")
+
+
+def _make_encoder(default: Callable[[Any], Any]) -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=default)
 
 
 def _plain(value: Any) -> Any:
@@ -590,7 +794,7 @@ def _plain(value: Any) -> Any:
 _protocol = _take_descriptors() if os.environ.get("ZENO_SIDECAR") == "true" else None
 
 _loads: Callable[[bytes], Any] = json.loads if _orjson is None else _orjson.loads
-_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain)
+_encoder = _make_encoder(_plain)
 
 
 def _member(data: Any, name: str) -> Any:

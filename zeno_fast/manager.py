@@ -14,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from zeno_fast import permissions
+from zeno_fast._shm import Buffer
 from zeno_fast.driver import BoundSlot, Parameters, Scope
 from zeno_fast.errors import PermissionDenied, SlotError, ZenoError
 from zeno_fast.events import EventHandler, EventHub
@@ -360,6 +361,16 @@ class PluginManager:
         guest. It runs in a thread of the manager's. None takes it back.
         """
         self._host.set_callback(name, function)
+
+    def buffer(self, nbytes: int) -> Buffer:
+        """Return memory that plugins can be given without a copy, whatever its size.
+
+        It has the buffer protocol, so that NumPy or `readinto` can fill it. As a parameter of a
+        call it, or any view of a part of it, reaches a sidecar that takes shared memory as it is;
+        the sidecar may write to it, and answer with a view of it, which may go on to the next
+        plugin. Everywhere else it is copied. Raises OSError where the system has none to share.
+        """
+        return Buffer(nbytes)
 
     # -- closing ------------------------------------------------------------------------------
 

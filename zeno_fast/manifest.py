@@ -64,6 +64,8 @@ class SidecarOptions:
         idle_ttl: Time without a call after which a process ends, or 0.
         max_memory: Resident memory above which a process is replaced.
         max_files: Files that a process may have open.
+        ring_size: Of each of the two rings in shared memory.
+        arena_size: Of shared memory for bytes: what calls come with, and what a process answers.
         strict: Whether noise on stdout is an error and not only logged.
     """
 
@@ -73,6 +75,8 @@ class SidecarOptions:
     max_retries: int = 3
     env: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     transport: str = "auto"
+    ring_size: int = 1 << 18
+    arena_size: int = 1 << 28
     args: tuple[str, ...] = ()
     workers: tuple[int, int] = (1, 1)
     max_jobs: int = 0
@@ -322,9 +326,6 @@ class _Reader:
         protocol = section.choice("protocol", ("json-rpc", "fastcgi", "http"), "json-rpc")
         if protocol != "json-rpc":
             raise self._not_yet(section, "protocol", "`json-rpc`")
-        transport = section.choice("transport", ("auto", "stdio", "shm"), "auto")
-        if transport == "shm":
-            raise self._not_yet(section, "transport", "`auto` or `stdio`")
         env = section.texts_by_name("env")
         for name in env:
             if not name or "=" in name or "\0" in name:
@@ -339,7 +340,9 @@ class _Reader:
             keep_alive=section.flag("keep_alive", default.keep_alive),
             max_retries=section.integer("max_retries", default.max_retries, 0),
             env=env,
-            transport=transport,
+            transport=section.choice("transport", ("auto", "stdio", "shm"), default.transport),
+            ring_size=self._ring_size(section),
+            arena_size=self._size(section, "arena_size", 1 << 16) or default.arena_size,
             args=section.texts("args"),
             workers=self._workers(section),
             max_jobs=section.integer("max_jobs", default.max_jobs, 0),
@@ -361,6 +364,14 @@ class _Reader:
     def _size(self, section: Fields, name: str, least: int) -> int | None:
         node = section.get(name)
         return None if node is None else self.document.size(node, section.key(name), least, 1 << 50)
+
+    def _ring_size(self, section: Fields) -> int:
+        """Read a size and round it up to the next power of two."""
+        node = section.get("ring_size")
+        if node is None:
+            return SidecarOptions().ring_size
+        size = self.document.size(node, section.key("ring_size"), 1 << 12, 1 << 30)
+        return 1 << (size - 1).bit_length()
 
     def _seconds(self, section: Fields, name: str, default: float) -> float:
         node = section.get(name)

@@ -81,6 +81,12 @@ class GuestDescription:
     info: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     slots: tuple[SlotDefinition, ...] | None = None
 
+    @property
+    def features(self) -> list[Any]:
+        """What it has said that it understands, beside what every guest does."""
+        features = self.info.get("features")
+        return features if isinstance(features, list) else []
+
 
 def check_protocol(info: Mapping[str, Any], manifest: Manifest) -> None:
     """Raise PluginLoadError where a guest says that it speaks another protocol than this host.

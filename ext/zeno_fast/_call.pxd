@@ -32,6 +32,7 @@ cdef class Call:
     cdef int64_t deadline_ns
     cdef int kind
     cdef readonly object within  # the HostCall that it was made in, or None
+    cdef object blocks  # of shared memory that it refers to, or None
     cdef object sink  # of a stream: takes its chunks
     cdef object channel  # of a pipeline: where it was sent
     cdef bint done

@@ -11,7 +11,17 @@ from zeno_fast._envelope cimport decode
 from zeno_fast._leadership cimport Leadership
 from zeno_fast._messages cimport match_answer
 from zeno_fast._output cimport SMALL
-from zeno_fast._pipe cimport zb_forks, AGAIN, FAILED, INTERRUPTED, LINE, NO_LINE, monotonic_ns
+from zeno_fast._pipe cimport (
+    AGAIN,
+    CORRUPT,
+    FAILED,
+    INTERRUPTED,
+    LINE,
+    LONG_LINE,
+    NO_LINE,
+    monotonic_ns,
+    zb_forks,
+)
 
 from zeno_fast._call import NotSent
 from zeno_fast.errors import PluginUnavailable, UsageError
@@ -171,6 +181,15 @@ cdef class Channel(Leadership):
         self.write_out()
         return True
 
+    def use_ring(self, segment):
+        """Let messages go through shared memory from now on.
+
+        Args:
+            segment: The guest's, a `zeno_fast._shm.Segment`; it has said that it reads its ring,
+                and has been sent nothing else since.
+        """
+        self._pipe.use_ring(segment)
+
     def retire(self):
         """End the channel if it is idle; return whether it was. Later calls raise NotSent."""
         if self._pending or self._queue or self._alone or self._lost:
@@ -228,17 +247,20 @@ cdef class Channel(Leadership):
         self._number += 1
         number = self._number
         nbytes = self._write_request(template, payload, number, left_ns)
+        offset = self._output.written
+        self._output.added(nbytes)  # before any Python code may let others write theirs
         self._alone = number
         self._take_lead()
+        self._stand_in()
         self._tell_if_spent()
-        offset = self._output.written
-        self._output.added(nbytes)
         self._output.flush()
         if not self._output.full and not self._output.broken:
             self._polling = True
             with nogil:
                 count = self._pipe.fill_soon(left_ns) if watcher is None else self._pipe.spin()
             self._polling = False
+            if self._output.full:  # what was read may have said that there is room
+                self._output.flush()
         if count > 0:
             self._heard += 1
             taken = self._pipe.next_line(&line, &nbytes)
@@ -274,8 +296,10 @@ cdef class Channel(Leadership):
         try:
             if taken == LINE:
                 self._take_line(line, nbytes)
-            elif taken != NO_LINE:
+            elif taken == LONG_LINE:
                 self._take_long_line(line, nbytes)
+            elif taken == CORRUPT:
+                self._take_corrupt()
             if count > 0:
                 self._take_lines()
             elif count == 0 or count == FAILED:

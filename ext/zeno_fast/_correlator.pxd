@@ -66,6 +66,7 @@ cdef class Correlator:
     cdef int _break(self, str what, object kind=*) except -1
     cdef object _why(self, Call call, object reason)
     cdef int _take_lines(self) except -1
+    cdef int _take_corrupt(self) except -1
     cdef int _take_rest(self) except -1
     cdef int _take_line(self, const char *line, size_t nbytes) except -1
     cdef int _take_parts(self, bytes line, Py_ssize_t stale) except -1

@@ -11,7 +11,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memcpy
 
 from zeno_fast._call cimport LOOP, THREAD, Call, RequestTemplate
-from zeno_fast._envelope cimport decode, take_data
+from zeno_fast._envelope cimport decode, release_blocks, take_bytes, take_data
 from zeno_fast._messages cimport (
     MAX_DIGITS,
     SHOWN,
@@ -28,7 +28,7 @@ from zeno_fast._messages cimport (
 )
 from zeno_fast._nesting cimport current_host_call
 from zeno_fast._output cimport SMALL, Output
-from zeno_fast._pipe cimport LINE, NO_LINE, Pipe, monotonic_ns
+from zeno_fast._pipe cimport CORRUPT, LINE, NO_LINE, Pipe, monotonic_ns
 from zeno_fast._statistics cimport SlotStatistics
 
 import secrets
@@ -300,6 +300,8 @@ cdef class Correlator:
                 statistics.record(monotonic_ns() - call.began_ns)
             elif type(error) is not NotSent:
                 statistics.failed(error, monotonic_ns() - call.began_ns)
+        if self._newest is call:
+            self._newest = None  # or its data would be kept until the next call
         call.data = data
         call.error = error
         call.done = call.ready = True
@@ -438,6 +440,9 @@ cdef class Correlator:
             found = self._pipe.next_line(&line, &nbytes)
             if found == NO_LINE:
                 break
+            if found == CORRUPT:
+                self._take_corrupt()
+                break
             try:
                 if found == LINE:
                     self._take_line(line, nbytes)
@@ -453,6 +458,10 @@ cdef class Correlator:
                 "frames its messages with Content-Length headers, as language servers do, where "
                 "one JSON object a line is expected")
         return 0
+
+    cdef int _take_corrupt(self) except -1:
+        """Give up shared memory that says what cannot be."""
+        return self._break("has written to the shared memory what its protocol does not allow")
 
     cdef int _take_rest(self) except -1:
         """Deliver what came after the last line end, at the end of input."""
@@ -627,8 +636,15 @@ cdef class Correlator:
         elif (id is None or id == "") and not self._multiplexed:
             call = self.sole_call()
         if call is None or call.abandoned or call.sink is None:
+            release_blocks(message, self._pipe._segment)
             return 0
-        if call.sink.feed(message.get("data"), nbytes):
+        try:
+            data = take_bytes(message, self._plugin, call.template.slot, self._pipe._segment)
+        except ProtocolError as problem:
+            self._pending.pop(call.key, None)
+            self._finish(call, None, problem.with_traceback(None))
+            return 0
+        if call.sink.feed(data, nbytes):
             call.ready = True
             call.wake()
             if call.kind == LOOP:
@@ -678,10 +694,11 @@ cdef class Correlator:
         if call.abandoned:
             call.done = True  # nothing of it is due any more
             self.late += 1
+            release_blocks(message, self._pipe._segment)
             return 0
         try:
-            data = take_data(message, self._plugin, call.template.slot)
-        except SlotError as error:
+            data = take_data(message, self._plugin, call.template.slot, self._pipe._segment)
+        except (SlotError, ProtocolError) as error:
             self._finish(call, None, error.with_traceback(None))
         else:
             self._finish(call, data, None)
@@ -689,6 +706,7 @@ cdef class Correlator:
 
     cdef int _drop(self, object number, dict message) except -1:
         """Count an answer that belongs to no pending call."""
+        release_blocks(message, self._pipe._segment)
         if self._given_up.pop(number, self) is not self:
             self.late += 1
         else:

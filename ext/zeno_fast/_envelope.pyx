@@ -4,6 +4,7 @@ No I/O is done here; both kinds of plugins and every transport share these funct
 """
 
 cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItem
 from cpython.float cimport PyFloat_Check
@@ -15,12 +16,17 @@ from cpython.tuple cimport PyTuple_Check
 from cpython.unicode cimport PyUnicode_Check
 from libc.string cimport memcpy
 
+import binascii
 import difflib
+from base64 import b64decode
 from collections.abc import Mapping
 
 import orjson
 
-from zeno_fast.errors import InvalidParameters, SlotError
+from zeno_fast._shm cimport Arena, Block, Buffer, Segment, buffer_of, find_buffer
+
+from zeno_fast.binary_values import FORMATS as _FORMATS, dtype_of, element_type
+from zeno_fast.errors import InvalidParameters, ProtocolError, SlotError
 
 cdef extern from "Python.h":
     int PyBUF_READ
@@ -158,6 +164,12 @@ cdef class InputCheck:
                 raise self._missing(index, given)
         return given
 
+    def lists(self, parameters):
+        """Return the parameters that are declared as lists."""
+        return [
+            parameters[name] for name, kind in zip(self._names, self._kinds)
+            if kind == ARRAY and name in parameters]
+
     def __call__(self, parameters):
         """Return the parameters with defaults filled in.
 
@@ -184,6 +196,155 @@ cdef class InputCheck:
         return InvalidParameters(text, key=declared.name, plugin=self.plugin, slot=self.slot)
 
 
+# -- bytes beside the JSON ------------------------------------------------------------------------
+
+
+@cython.final
+cdef class BinaryWay:
+    """How bytes reach one plugin's processes; its driver's to change.
+
+    Attributes:
+        arena: Where they find them, or None: then bytes go as base64.
+        arrays: Whether NumPy arrays go as bytes, too, and not as lists.
+        give: Gives the processes a `Buffer` if they have not got it yet, and returns whether they
+            all have; or None.
+    """
+
+
+@cython.final
+cdef class BinarySink:
+    """Takes from one call what JSON has no form for; orjson calls it with each such value.
+
+    Attributes:
+        blocks: What has to be kept until the guest has answered.
+    """
+
+    def __init__(self, BinaryWay way, lists):
+        self._way = way
+        self._lists = {id(value) for value in lists}
+        self.blocks = []
+
+    def __call__(self, value):
+        """Return what stands for a value. Raises TypeError where there is nothing."""
+        kind = type(value).__module__
+        if kind == "numpy" and hasattr(value, "dtype"):
+            if (not value.ndim or id(value) in self._lists or not self._arrays()
+                    or value.dtype.str[1:] not in _FORMATS):
+                return orjson.Fragment(_dumps(value, None, _options))
+            return self._put(value, memoryview(value)) | {
+                "dtype": value.dtype.str, "shape": list(value.shape)}
+        try:
+            view = memoryview(value)
+        except TypeError:
+            raise TypeError(
+                f"Type is not JSON serializable: {kind}.{type(value).__name__}") from None
+        described = self._put(value, view)
+        if view.format != "B" or view.ndim != 1:
+            described["dtype"] = dtype_of(view.format)
+            if view.ndim != 1:
+                described["shape"] = list(view.shape)
+        return described
+
+    def _arrays(self):
+        return self._way is not None and self._way.arrays
+
+    cdef object _put(self, object value, object view):
+        """Put bytes where the guest finds them and return where that is."""
+        cdef Block block = None
+        cdef Buffer buffer
+        cdef Py_ssize_t nbytes = view.nbytes
+        cdef const char *data
+        if self._way is not None and self._way.give is not None and view.c_contiguous:
+            data = address_of(view)
+            buffer = find_buffer(data, nbytes)
+            if buffer is not None and self._way.give(buffer):
+                self.blocks.append(buffer)
+                return {"$bytes": [data - buffer._base, nbytes, buffer.id]}
+        if self._way is not None and self._way.arena is not None:
+            block = self._way.arena.take(nbytes)
+        if block is None:
+            flat = view if view.c_contiguous else view.tobytes()
+            return {"$bytes": binascii.b2a_base64(flat, newline=False).decode("ascii")}
+        self.blocks.append(block)
+        copy_into(block.data(), nbytes, view)
+        return {"$bytes": [block.offset, nbytes]}
+
+
+cdef const char *address_of(object view) except? NULL:
+    """Return where a contiguous view begins."""
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(view, &buffer, PyBUF_SIMPLE)
+    PyBuffer_Release(&buffer)  # the view goes on holding it
+    return <const char *> buffer.buf
+
+
+cdef int copy_into(char *to, Py_ssize_t nbytes, object view) except -1:
+    """Copy the bytes of a memoryview, in C order, once."""
+    cdef const unsigned char[::1] flat
+    if nbytes == 0:
+        return 0
+    if not view.c_contiguous:
+        view = memoryview(view.tobytes())
+    flat = view.cast("B")
+    with nogil:
+        memcpy(to, &flat[0], nbytes)
+    return 0
+
+
+cdef object _resolve(object value, Segment segment, Py_ssize_t depth=0):
+    """Return data with views in the place of what stands for bytes; lists and dicts are changed.
+
+    Raises ValueError for what stands for none.
+    """
+    cdef Py_ssize_t index
+    if depth > MAX_DEPTH:
+        return value
+    if type(value) is dict:
+        if "$bytes" in <dict> value:
+            place = (<dict> value)["$bytes"]
+            dtype, shape = (<dict> value).get("dtype"), (<dict> value).get("shape")
+            if type(place) is str:
+                return element_type(
+                    memoryview(bytearray(b64decode(<str> place, validate=True))), dtype, shape)
+            if segment is None:
+                raise ValueError("there is no shared memory for it to be in")
+            return segment.view(place, dtype, shape)
+        for key, member in (<dict> value).items():
+            if type(member) is dict or type(member) is list:
+                (<dict> value)[key] = _resolve(member, segment, depth + 1)
+    elif type(value) is list:
+        for index in range(len(<list> value)):
+            member = (<list> value)[index]
+            if type(member) is dict or type(member) is list:
+                (<list> value)[index] = _resolve(member, segment, depth + 1)
+    return value
+
+
+cdef object take_bytes(dict message, str plugin, str slot, Segment segment):
+    """Return the `data` of a message with views in it where the guest has sent bytes.
+
+    Raises ProtocolError where they are nowhere.
+    """
+    if message.get("binary") is not True:
+        return message.get("data")
+    try:
+        return _resolve(message.get("data"), segment)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ProtocolError(
+            f"plugin {plugin!r} answered slot {slot!r} with bytes that cannot be had: {error}",
+            plugin=plugin, slot=slot) from error
+
+
+cdef int release_blocks(dict message, Segment segment) except -1:
+    """Let the guest have back the blocks of an answer that nobody gets."""
+    if segment is not None and message.get("binary") is True:
+        try:
+            _resolve(message.get("data"), segment)
+        except (ValueError, TypeError, OverflowError):
+            pass  # what is no block need not be given back
+    return 0
+
+
 def _find_unsendable(value, path, depth=0):
     """Return the path and the reason of the first value that JSON cannot carry, or None."""
     if depth > MAX_DEPTH:  # compiled code is not kept from overflowing the stack
@@ -204,26 +365,38 @@ def _find_unsendable(value, path, depth=0):
                 return found
         return None
     try:
-        _dumps(value, None, _options)
+        _dumps(value, BinarySink(None, ()), _options)
     except TypeError as error:
         return path or "parameters", f"{type(value).__name__}: {error}"
     return None
 
 
-cpdef bytes dump_parameters(object parameters, str plugin, str slot):
-    """Encode parameters as JSON.
+cdef bytes dump_parameters(object parameters, InputCheck check, BinaryWay way=None):
+    """Encode checked parameters as JSON, and bytes in them in the way that is given.
 
-    Raises InvalidParameters, which names the key, for what JSON cannot carry.
+    Blocks of shared memory that have to be kept are in `way.blocks` then, for the caller to take at
+    once. Raises InvalidParameters, which names the key, for what cannot be sent.
     """
     cdef bytes payload
+    cdef BinarySink bytes_of
     try:
-        payload = _dumps(parameters, None, _options)
-    except TypeError as error:
+        return with_context(_dumps(
+            parameters, None, None if way is not None and way.arrays else _options))
+    except TypeError:
+        pass  # there is something in it that is no JSON
+    bytes_of = BinarySink(way, check.lists(parameters))
+    try:
+        payload = _dumps(parameters, bytes_of)
+    except (TypeError, ValueError, BufferError) as error:
         key, reason = _find_unsendable(parameters, "") or ("parameters", str(error))
         raise InvalidParameters(
-            f"slot {slot!r} of plugin {plugin!r}: {key} cannot be sent as JSON: {reason}",
-            key=key, plugin=plugin, slot=slot) from error
-    return with_context(payload)
+            f"slot {check.slot!r} of plugin {check.plugin!r}: {key} cannot be sent as JSON: "
+            f"{reason}",
+            key=key, plugin=check.plugin, slot=check.slot) from error
+    payload = with_context(payload) + b',"binary":true'
+    if way is not None and bytes_of.blocks:
+        way.blocks = bytes_of.blocks  # last: nothing else runs until the caller has it
+    return payload
 
 
 # Gives the `context` of the envelopes that are made, a dict or None; None where nobody does.
@@ -236,9 +409,33 @@ def set_context_provider(provider):
     _context_provider = provider
 
 
-def parameters_of(bytes payload):
-    """Return the parameters that `dump_parameters` has encoded, without what stands behind them."""
-    return _loads(b'{"parameters":' + payload + b"}")["parameters"]
+def parameters_of(bytes payload, Arena arena=None):
+    """Return the parameters that `dump_parameters` has encoded, without what stands behind them.
+
+    Args:
+        arena: Where their bytes were put, of which copies are returned.
+    """
+    envelope = _loads(b'{"parameters":' + payload + b"}")
+    parameters = envelope["parameters"]
+    return _read_back(parameters, arena) if envelope.get("binary") else parameters
+
+
+def _read_back(value, arena):
+    """Return sent parameters with bytes where those were."""
+    if isinstance(value, list):
+        return [_read_back(member, arena) for member in value]
+    if not isinstance(value, dict):
+        return value
+    if "$bytes" not in value:
+        return {key: _read_back(member, arena) for key, member in value.items()}
+    place = value["$bytes"]
+    if isinstance(place, str):
+        data = b64decode(place)
+    elif len(place) == 2:
+        data = arena.read(*place)
+    else:
+        data = memoryview(buffer_of(place[2]))[place[0]:place[0] + place[1]]
+    return element_type(memoryview(data), value.get("dtype"), value.get("shape"))
 
 
 cdef bytes with_context(bytes payload):
@@ -273,9 +470,15 @@ cdef object decode(const char *text, Py_ssize_t nbytes):
     return _loads(PyMemoryView_FromMemory(<char *> text, nbytes, PyBUF_READ))
 
 
-cdef object take_data(dict message, str plugin, str slot):
-    """Return the `data` of a response envelope, or raise its error as a SlotError."""
+cdef object take_data(dict message, str plugin, str slot, Segment segment=None):
+    """Return the `data` of a response envelope, or raise its error as a SlotError.
+
+    Bytes in it come as memoryviews, over shared memory where they lie there. Raises ProtocolError
+    where they are nowhere.
+    """
     success = message.get("success")
+    if "binary" in message:
+        message["data"] = take_bytes(message, plugin, slot, segment)
     if success is True:
         return message.get("data")
     error = message.get("error")

@@ -18,6 +18,7 @@ cdef class Leadership(Correlator):
     cdef int _lead_until(self, Call call, int64_t deadline_ns) except -1
     cdef bint _follow(self, Call call, int64_t deadline_ns) except? False
     cdef int _stop_following(self, Call call) except -1
+    cdef int _stand_in(self) except -1
     cdef void _take_lead(self) noexcept
     cdef int _lead(self, Call call, int64_t deadline_ns) except -1
     cdef Call _blocking_call(self)

@@ -45,6 +45,7 @@ cdef enum:
 PUMP_STOOD_DOWN = 1
 PUMP_WANTS_WRITE = 2
 PUMP_ENDED = 4
+PUMP_AGAIN = 8
 
 
 cdef class Leadership(Correlator):
@@ -73,13 +74,28 @@ cdef class Leadership(Correlator):
 
     @property
     def wants_write(self):
-        """Whether output waits for the pipe to take it."""
-        return self._output.full
+        """Whether output waits for the pipe to take it; for shared memory the guest says so."""
+        return self._output.full and not self._pipe.shared
 
     @property
     def broken(self):
         """Whether the guest has closed its stdin, and a `pump` has to end the channel."""
         return self._output.broken and not self._ended
+
+    @property
+    def turn_is_due(self):
+        """Whether a `pump` has something to do that no descriptor shows."""
+        return not self._ended and (self._output.broken or self._pipe.rest())
+
+    @property
+    def shared(self):
+        """Whether messages go through shared memory."""
+        return self._pipe.shared
+
+    @property
+    def resting(self):
+        """Whether the guest writes to its stdout with what it puts into shared memory next."""
+        return self._pipe.resting
 
     @property
     def led_by_thread(self):
@@ -101,7 +117,14 @@ cdef class Leadership(Correlator):
         if self._leading:
             return PUMP_STOOD_DOWN
         self._turn_once()
-        return (PUMP_WANTS_WRITE if self._output.full else 0) | (PUMP_ENDED if self._ended else 0)
+        if self._pipe.shared:
+            for _ in range(MAX_FILLS):
+                if self._ended or not self._pipe.rest():
+                    break
+                self._turn_once()
+            else:
+                return PUMP_AGAIN
+        return (PUMP_WANTS_WRITE if self.wants_write else 0) | (PUMP_ENDED if self._ended else 0)
 
     def finish_reading(self):
         """Deliver what a process that has ended left in its pipe; later calls raise NotSent."""
@@ -219,6 +242,14 @@ cdef class Leadership(Correlator):
         self._followers.pop(call, None)
         return 0
 
+    cdef int _stand_in(self) except -1:
+        """Let those rest who watched for bytes that announce what is in shared memory."""
+        if self._pipe.resting:
+            self._pipe.stir()
+            for watcher in self._watchers:
+                watcher.stand_down()
+        return 0
+
     cdef void _take_lead(self) noexcept:
         self._leading = True
         self._leader = PyThread_get_thread_ident()
@@ -228,6 +259,7 @@ cdef class Leadership(Correlator):
         cdef int ready, interest
         cdef int64_t until
         cdef Call blocking
+        self._stand_in()
         if not self._ended and not self._output.full:
             self._polling = True
             self._read(deadline_ns - monotonic_ns())
@@ -243,6 +275,8 @@ cdef class Leadership(Correlator):
             if blocking is not None and blocking.deadline_ns < deadline_ns:
                 until = blocking.deadline_ns
             PyErr_CheckSignals()  # one that came while nothing was waited for
+            if self._output.full and self._pipe.shared:
+                self._output.flush()  # before this one, somebody else may have been told of room
             self._polling = True
             with nogil:
                 ready = self._pipe.wait(interest, min(until, monotonic_ns() + SLICE_NS))

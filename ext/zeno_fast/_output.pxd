@@ -30,3 +30,4 @@ cdef class Output:
     cdef int clear(self) except -1
     cdef void _swap(self) noexcept
     cdef Py_ssize_t _write(self, const char *data, size_t nbytes) noexcept
+    cdef Py_ssize_t _put(self, const char *data, size_t nbytes) noexcept

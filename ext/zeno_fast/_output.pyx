@@ -132,6 +132,8 @@ cdef class Output:
                 self.full = False
                 return 0
             if sent < 0 and not self.broken:
+                if self._pipe.has_room():
+                    continue  # whoever was told of it may have found this one writing
                 self.full = True
                 return 0
         if self.broken:
@@ -166,6 +168,8 @@ cdef class Output:
         cdef Py_ssize_t sent
         cdef int error = 0
         cdef int fd = self._pipe.write_fd
+        if self._pipe.shared:
+            return self._put(data, nbytes)
         if _getsignal(SIGPIPE) is _DEFAULT:
             self.writing = True
             with nogil:
@@ -182,6 +186,22 @@ cdef class Output:
             self.broken = True
         elif sent > 0:
             self.written += sent
+        return sent
+
+    cdef Py_ssize_t _put(self, const char *data, size_t nbytes) noexcept:
+        """Write once to shared memory, as `_write` does."""
+        cdef Py_ssize_t sent
+        if nbytes <= BRIEF:
+            sent = self._pipe.put(data, nbytes)
+        else:
+            self.writing = True
+            with nogil:
+                sent = self._pipe.put(data, nbytes)
+            self.writing = False
+        if sent > 0:
+            self.written += sent
+        elif self._pipe.corrupt:
+            self.broken = True
         return sent
 
 

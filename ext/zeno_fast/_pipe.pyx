@@ -1,4 +1,4 @@
-"""A sidecar's two pipes: bytes out, lines in, and one place to wait for both.
+"""A sidecar's two pipes, and what it shares: bytes out, lines in, one place to wait for them.
 
 The descriptors are non-blocking. Nothing here decides anything; the channel does.
 """
@@ -6,11 +6,17 @@ The descriptors are non-blocking. Nothing here decides anything; the channel doe
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcpy, memmove
 
 import os
+
+from zeno_fast._shm cimport (
+    Segment, ZR_EMPTY, ZR_FULL, ZR_MORE, zr_is_ready, zr_must_wake_reader, zr_must_wake_writer,
+    zr_next, zr_pause, zr_publish, zr_put_some, zr_room, zr_reader_awake, zr_reader_rests, zr_take,
+    zr_wanted, zr_writer_may_sleep, zs_open_rings,
+)
 
 import zeno_fast.platforms
 
@@ -67,6 +73,37 @@ cdef extern from * nogil:
     """
     void use_huge_pages(char *memory, size_t nbytes)
 
+cdef extern from * nogil:
+    """
+    #include <errno.h>
+    #include <signal.h>
+    #include <time.h>
+    #include <unistd.h>
+    /* Write one byte to a pipe whose reader may have gone, whatever SIGPIPE does here. */
+    static void write_byte(int fd, char byte)
+    {
+        struct sigaction action;
+        sigset_t pipe, before, pending;
+        const struct timespec now = {0, 0};
+        if (sigaction(SIGPIPE, NULL, &action) == 0 && action.sa_handler != SIG_DFL) {
+            while (write(fd, &byte, 1) < 0 && errno == EINTR)
+                ;
+            return;
+        }
+        sigemptyset(&pipe);
+        sigaddset(&pipe, SIGPIPE);
+        sigpending(&pending);
+        pthread_sigmask(SIG_BLOCK, &pipe, &before);
+        while (write(fd, &byte, 1) < 0 && errno == EINTR)
+            ;
+        if (!sigismember(&pending, SIGPIPE))
+            while (sigtimedwait(&pipe, NULL, &now) < 0 && errno == EINTR)
+                ;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    }
+    """
+    void write_byte(int fd, char byte)
+
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
@@ -81,6 +118,10 @@ cdef extern from "zeno_blocking_read.h" nogil:
 
 # A guest that is awake answers within this; longer, and sleeping costs less than waiting.
 cdef int64_t SPIN_NS = 30_000
+cdef int64_t PATIENT_NS = 100_000  # one that was asleep, within this; a thread may wait so long
+cdef int64_t BUSY_NS = 8_000  # that giving up the processor takes where others want it
+cdef uint64_t BATCH = 8192  # bytes of a ring after which what was written is published
+cdef int PAUSES = 60  # of the processor's own kind, before the first yield: a microsecond or two
 cdef int64_t BLOCK_NS = 20_000_000  # a deadline this near is left to `wait`
 cdef int MISSES = 3  # waits in vain in a row after which it is left for a while
 
@@ -124,8 +165,9 @@ cdef class Pipe:
     def __cinit__(self):
         self.read_fd = self.write_fd = self.exit_fd = -1
         self._wake_in = self._wake_out = -1
-        self._buffer = NULL
+        self._buffer = self._message = NULL
         self._reader.fd = -1
+        self._typical_ns = SPIN_NS // 4
 
     def __init__(self, int read_fd, int write_fd, int exit_fd, size_t max_line):
         self._buffer = <char *> malloc(CHUNK)
@@ -159,8 +201,10 @@ cdef class Pipe:
             self._end -= self._start
             self._start = 0
             return 0
-        if self._skipped or self._end - self._start > self.max_line:
-            self._skip_line()
+        if self._long.nbytes or self._end - self._start > self.max_line:
+            # Half a chunk at the least was read since it was called last.
+            _keep(&self._long, self._buffer + self._start, self._end - self._start)
+            self._start = self._end = self._scanned = 0
             return 0
         if self._capacity >= WIDE and not self._widened:
             self._widened = True
@@ -175,7 +219,22 @@ cdef class Pipe:
         return 0
 
     cdef Py_ssize_t fill(self) noexcept nogil:
-        """Read once. Returns the number of bytes, 0 at the end of input, or a negative status."""
+        """Read once. Returns the number of bytes, 0 at the end of input, or a negative status.
+
+        A positive number may also mean that there is something in the ring.
+        """
+        cdef Py_ssize_t count
+        if not self.shared:
+            return self._fill_lines()
+        if not self._stirred and zr_is_ready(&self._in):
+            self._collect()
+            return 1
+        self._stirred = False
+        count = self._fill_lines()
+        return 1 if count <= 0 and zr_is_ready(&self._in) else count
+
+    cdef Py_ssize_t _fill_lines(self) noexcept nogil:
+        """Read once from stdout, as `fill` does."""
         cdef ssize_t count
         cdef int status = self._make_room()
         if status:
@@ -188,7 +247,7 @@ cdef class Pipe:
                     count = self._without_marks(count)
                     if not count:
                         continue
-                return count
+                return AGAIN if self.shared and self._was_woken() else count
             if count == 0:
                 return 0
             if errno == EAGAIN:
@@ -204,13 +263,19 @@ cdef class Pipe:
         """
         cdef Py_ssize_t count
         if not self._alone:
-            count = self.spin()
+            self._turns += 1
+            self._stirred = self._stirred or not self._turns & 1023  # to have its noise in time
+            count = self._wait_awake(PATIENT_NS)
             if count != AGAIN:
                 return count
         return AGAIN if self._reader.fd < 0 or left_ns < BLOCK_NS else self._block()
 
     cdef Py_ssize_t spin(self) noexcept nogil:
-        """Yield the processor until there is something to read or a moment has passed.
+        """Yield the processor until there is something to read or a moment has passed."""
+        return self._wait_awake(SPIN_NS)
+
+    cdef Py_ssize_t _wait_awake(self, int64_t most_ns) noexcept nogil:
+        """Do as `spin`, for shared memory for up to `most_ns`.
 
         Where it passes in vain several times in a row, for a slow guest or on a busy machine, this
         is not tried for a while, and then for longer and longer.
@@ -220,6 +285,8 @@ cdef class Pipe:
         if self._skip > 0:
             self._skip -= 1
             return AGAIN
+        if self.shared:
+            return self._spin_shared(most_ns)
         while True:
             sched_yield()
             count = self.fill()
@@ -235,6 +302,55 @@ cdef class Pipe:
             self._skip = 1 << (self._misses if self._misses < 10 else 10)
         return AGAIN
 
+    cdef Py_ssize_t _spin_shared(self, int64_t most_ns) noexcept nogil:
+        """Wait for the ring as `spin` does, for about as long as the guest has taken of late.
+
+        That may be as long as it takes to wake it: once both sides sleep, each would wake the other
+        for every call, and only one that waits for longer can end it.
+        """
+        cdef int64_t began, elapsed, limit, before
+        cdef int _
+        if self._stirred:
+            return self.fill()
+        for _ in range(PAUSES if not self._alone else 0):
+            if zr_is_ready(&self._in):
+                self._typical_ns -= self._typical_ns // 8
+                self._misses = 0
+                self._collect()
+                return 1
+            zr_pause()
+        began = monotonic_ns()
+        limit = min(most_ns, 2 * self._typical_ns + SPIN_NS // 3)
+        elapsed = 0
+        while True:
+            sched_yield()
+            before = elapsed
+            elapsed = monotonic_ns() - began
+            if zr_is_ready(&self._in):
+                self._typical_ns += (elapsed - self._typical_ns) // 8
+                self._misses = 0
+                self._collect()
+                return 1
+            # Where somebody else had the processor meanwhile, others have more use for it.
+            if elapsed >= limit or elapsed - before > BUSY_NS:
+                break
+        self._typical_ns = min(PATIENT_NS, 2 * self._typical_ns + 1000)
+        self._misses += 1
+        if self._misses >= MISSES:
+            self._skip = 1 << (self._misses if self._misses < 6 else 6)
+        return AGAIN
+
+    cdef bint _was_woken(self) noexcept nogil:
+        """Drop the bytes that woke this side, which are lines without anything.
+
+        Return whether nothing else is buffered.
+        """
+        if self._scanned == self._start:
+            while self._start < self._end and self._buffer[self._start] == 10:
+                self._start += 1
+            self._scanned = self._start
+        return self._start == self._end
+
     cdef Py_ssize_t _block(self) noexcept nogil:
         """Read once, blocking for some milliseconds at most."""
         cdef ssize_t count
@@ -243,14 +359,22 @@ cdef class Pipe:
         cdef bint interrupted
         if status:
             return status
+        if self.rest():
+            self.stir()
+            return 1
         count = zb_read(
             &self._reader, self._buffer + self._end, self._capacity - self._end, &marked)
         interrupted = count < 0 and errno == EINTR
+        self.stir()
         self._marks += marked
         if count > 0:
             self._end += <size_t> count
             count = self._without_marks(count)
+            if self.shared and (zr_is_ready(&self._in) | self._was_woken()):
+                return 1 if zr_is_ready(&self._in) else AGAIN
             return count if count else AGAIN
+        if self.shared and zr_is_ready(&self._in):
+            return 1
         if count == 0 and not marked:
             return 0
         return INTERRUPTED if interrupted else AGAIN
@@ -279,27 +403,27 @@ cdef class Pipe:
             self._marks -= 1
         return count
 
-    cdef void _skip_line(self) noexcept nogil:
-        """Let go of what was read of a line above the limit, but for its begin and its end."""
-        if not self._skipped:
-            memcpy(self._head, self._buffer + self._start, HEAD)
-        # Half a chunk at the least was read since it was called last.
-        memcpy(self._tail, self._buffer + self._end - HEAD, HEAD)
-        self._skipped += self._end - self._start
-        self._start = self._end = self._scanned = 0
-
     cdef Py_ssize_t buffered(self) noexcept nogil:
-        """Return how many bytes of an unfinished line were read."""
-        return <Py_ssize_t> (self._end - self._start)
+        """Return how many bytes of an unfinished line were read, and one more for the ring."""
+        cdef Py_ssize_t count = <Py_ssize_t> (self._end - self._start)
+        if self.shared and (self.corrupt or zr_is_ready(&self._in)):
+            count += 1
+        return count
 
     cdef int next_line(self, const char **line, size_t *nbytes) noexcept nogil:
         """Take the next whole line, without its end; it is good until the next `fill`.
 
         Returns LINE, or NO_LINE where none is whole, or LONG_LINE where it is above the limit: then
-        it is the begin of one; its size is in `long_nbytes` and its end in `long_end`.
+        it is the begin of one; its size is in `long_nbytes` and its end in `long_end`. CORRUPT
+        where the ring is of no use any more.
         """
         cdef char *found
         cdef size_t size
+        cdef int taken
+        if self.shared:
+            taken = self._next_message(line, nbytes)
+            if taken != NO_LINE:
+                return taken
         if self._scanned >= self._end:
             return NO_LINE
         found = <char *> memchr(
@@ -310,29 +434,23 @@ cdef class Pipe:
         line[0] = self._buffer + self._start
         nbytes[0] = size = <size_t> (found - self._buffer) - self._start
         self._start = self._scanned = <size_t> (found - self._buffer) + 1
-        if self._skipped or size > self.max_line:
-            return self._cut(line, nbytes)
+        if self._long.nbytes or size > self.max_line:
+            return self._cut(&self._long, line, nbytes)
         return LINE
 
-    cdef int _cut(self, const char **line, size_t *nbytes) noexcept nogil:
+    cdef int _cut(self, LongLine *kept, const char **line, size_t *nbytes) noexcept nogil:
         """Take what is kept of a line above the limit, whose last part is given."""
-        cdef size_t size = nbytes[0]
-        self.long_nbytes = self._skipped + size
-        if not self._skipped:
-            memcpy(self._head, line[0], HEAD)  # the least limit is larger
-        if size >= HEAD:
-            memcpy(self._tail, line[0] + size - HEAD, HEAD)
-        else:
-            memmove(self._tail, self._tail + size, HEAD - size)
-            memcpy(self._tail + HEAD - size, line[0], size)
-        self._skipped = 0
-        line[0] = self._head
+        _keep(kept, line[0], nbytes[0])
+        self.long_nbytes = kept.nbytes
+        self._long_end = kept.end
+        kept.nbytes = 0
+        line[0] = kept.begin
         nbytes[0] = HEAD
         return LONG_LINE
 
     cdef bytes long_end(self):
         """Return the end of the last line above the limit."""
-        return PyBytes_FromStringAndSize(self._tail, HEAD)
+        return PyBytes_FromStringAndSize(self._long_end, HEAD)
 
     cdef int take_rest(self, const char **text, size_t *nbytes) noexcept nogil:
         """Take what came after the last line end; at the end of input it is all there will be.
@@ -342,13 +460,177 @@ cdef class Pipe:
         text[0] = self._buffer + self._start
         nbytes[0] = self._end - self._start
         self._start = self._scanned = self._end
-        if self._skipped or nbytes[0] > self.max_line:
-            return self._cut(text, nbytes)
+        if self._long.nbytes or nbytes[0] > self.max_line:
+            return self._cut(&self._long, text, nbytes)
         return LINE if nbytes[0] else NO_LINE
 
+    # -- shared memory ------------------------------------------------------------------------
+
+    def use_ring(self, Segment segment):
+        """Send and take messages through shared memory from now on.
+
+        What comes on stdout counts as before; the guest must have said that it reads the ring, and
+        nothing may be on its way to it.
+        """
+        zs_open_rings(&segment.segment, True, &self._in, &self._out)
+        self._segment = segment
+        self.shared = True
+        self.rest()
+
+    cdef bint rest(self) noexcept nogil:
+        """Have the guest write a byte with what it sends next; return whether it has sent some.
+
+        From any thread: only who reads may take it back, for somebody else may be asleep by then.
+        """
+        if not self.shared:
+            return False
+        self.resting = True
+        return zr_reader_rests(&self._in)
+
+    cdef void stir(self) noexcept nogil:
+        """Spare the guest the byte: this thread reads, and looks for itself."""
+        if self.resting:
+            self.resting = False
+            zr_reader_awake(&self._in)
+
+    cdef Py_ssize_t put(self, const char *data, size_t nbytes) noexcept nogil:
+        """Put lines, or a part of one, into the ring, as far as there is room.
+
+        Returns how many bytes that were; -1 for none.
+        """
+        cdef size_t at = 0
+        cdef size_t length
+        cdef int64_t pushed
+        cdef uint64_t published = self._out.head
+        cdef const char *end
+        while at < nbytes:
+            end = <const char *> memchr(data + at, 10, nbytes - at)
+            length = nbytes - at if end is NULL else <size_t> (end - data) - at
+            pushed = zr_put_some(&self._out, data + at, length, ZR_MORE if end is NULL else 0)
+            if pushed == ZR_FULL or self._out.head - published > BATCH:
+                published = self._out.head
+                zr_publish(&self._out)
+            if pushed == ZR_FULL:
+                if zr_must_wake_reader(&self._out):
+                    self._nudge()
+                if not self._wait_for_room(zr_wanted(&self._out, length)):
+                    break
+            elif pushed < 0:
+                self.corrupt = True
+                break
+            else:
+                at += <size_t> pushed
+                if <size_t> pushed == length and end is not NULL:
+                    at += 1
+        if self._out.head != published:
+            zr_publish(&self._out)
+        if at and zr_must_wake_reader(&self._out):
+            self._nudge()
+        return <Py_ssize_t> at if at else -1
+
+    cdef bint has_room(self) noexcept nogil:
+        """Return whether the guest has made the room that the last `put` had waited for in vain.
+
+        Where it has not, it will say so when it has, again if it has done so already.
+        """
+        return self.shared and not self.corrupt and not zr_writer_may_sleep(
+            &self._out, self._wanted)
+
+    cdef bint _wait_for_room(self, uint64_t wanted) noexcept nogil:
+        """Wait a moment for the guest to read; where that is in vain it says so when it has."""
+        cdef int64_t until = monotonic_ns() + SPIN_NS
+        self._wanted = wanted
+        while not self._alone and 0 <= zr_room(&self._out, wanted) < <int64_t> wanted:
+            if monotonic_ns() > until:
+                break
+            sched_yield()
+        return not zr_writer_may_sleep(&self._out, wanted)
+
+    cdef void _nudge(self) noexcept nogil:
+        """Wake the guest, which waits for its stdin; a full pipe does so already."""
+        if self.write_fd >= 0:
+            write_byte(self.write_fd, 10)
+
+    cdef int _next_message(self, const char **line, size_t *nbytes) noexcept nogil:
+        """Take the next message from the ring, as `next_line` does, into memory of our own."""
+        cdef uint32_t flags = 0
+        cdef int64_t count
+        cdef size_t at
+        while not self.corrupt:
+            count = zr_next(&self._in, &flags)
+            if count == ZR_EMPTY:
+                return NO_LINE
+            if count < 0 or not self._take_record(count):
+                break
+            if flags & ZR_MORE:
+                continue
+            at = self._message_nbytes
+            self._message_nbytes = 0
+            line[0] = self._message
+            nbytes[0] = at
+            if self._long_message.nbytes or at > self.max_line:
+                return self._cut(&self._long_message, line, nbytes)
+            return LINE
+        self.corrupt = True
+        return CORRUPT
+
+    cdef void _collect(self) noexcept nogil:
+        """Take the pieces of a message that comes in several, but for the last one.
+
+        While the guest writes them there is no use in doing anything else.
+        """
+        cdef uint32_t flags = 0
+        cdef int64_t count, until
+        while True:
+            count = zr_next(&self._in, &flags)
+            if count < 0 or not flags & ZR_MORE or not self._take_record(count):
+                return
+            until = monotonic_ns() + SPIN_NS
+            while not zr_is_ready(&self._in):
+                if self._alone or monotonic_ns() > until:
+                    return
+                sched_yield()
+
+    cdef bint _take_record(self, int64_t nbytes) noexcept nogil:
+        """Add the next record to the message; return False where there is no memory for it."""
+        if self._message_nbytes > self.max_line:  # of which only the ends are kept
+            _keep(&self._long_message, self._message, self._message_nbytes)
+            self._message_nbytes = 0
+        if not self._make_message_room(<size_t> nbytes):
+            return False
+        zr_take(&self._in, self._message + self._message_nbytes, <uint32_t> nbytes)
+        if self._in.head == self._in.tail and zr_must_wake_writer(&self._in):
+            self._nudge()
+        self._message_nbytes += <size_t> nbytes
+        return True
+
+    cdef int _make_message_room(self, size_t nbytes) noexcept nogil:
+        """Have room for this much more of a message; return whether there is."""
+        cdef size_t capacity = self._message_capacity
+        cdef char *grown
+        if capacity - self._message_nbytes >= nbytes and capacity:
+            return True
+        capacity = max(capacity, CHUNK)
+        while capacity - self._message_nbytes < nbytes:
+            capacity *= 2
+        grown = <char *> realloc(self._message, capacity)
+        if grown is NULL:
+            return False
+        use_huge_pages(grown, capacity)
+        self._message = grown
+        self._message_capacity = capacity
+        return True
+
+    # -- both ---------------------------------------------------------------------------------
+
     cdef void relax(self) noexcept nogil:
-        """Give back a large buffer that is empty."""
+        """Give back large buffers that are empty."""
         cdef char *shrunk
+        if self._message_capacity > RELAXED and not self._message_nbytes:
+            shrunk = <char *> realloc(self._message, CHUNK)
+            if shrunk is not NULL:
+                self._message = shrunk
+                self._message_capacity = CHUNK
         if self._capacity > RELAXED and self._start == self._end:
             shrunk = <char *> realloc(self._buffer, CHUNK)
             if shrunk is not NULL:
@@ -368,6 +650,13 @@ cdef class Pipe:
         cdef int ready = 0
         cdef char drained[64]
         cdef int count
+        if self.shared:
+            if interest & READABLE and self.rest():
+                self.stir()
+                return READABLE
+            # A guest that has made room for what waits says so on stdout, too.
+            if interest & WRITABLE:
+                interest = (interest | READABLE) & ~WRITABLE
         fds[0].fd = self._wake_out
         fds[0].events = POLLIN
         fds[1].fd = self.read_fd if interest & READABLE else -1
@@ -384,6 +673,7 @@ cdef class Pipe:
                 left = (left + 999999) // 1000000
                 timeout = <int> left if left < 0x7fffffff else 0x7fffffff
         count = poll(fds, 4, timeout)
+        self.stir()
         if count < 0:
             return AGAIN
         if count == 0:
@@ -392,6 +682,7 @@ cdef class Pipe:
             while read(self._wake_out, drained, sizeof(drained)) == sizeof(drained):
                 pass
         if fds[1].revents:
+            self._stirred = True
             ready |= READABLE
         if fds[2].revents:
             ready |= EXITED
@@ -426,7 +717,22 @@ cdef class Pipe:
                 os.close(fd)
         self.read_fd = self._wake_in = self._wake_out = -1
         self.exit_fd = -1
+        self.shared = self.resting = False
+        self._segment = None
 
     def __dealloc__(self):
         zb_close(&self._reader)
         free(self._buffer)
+        free(self._message)
+
+
+cdef void _keep(LongLine *kept, const char *part, size_t nbytes) noexcept nogil:
+    """Note a part of a line above the limit; the first one has HEAD bytes at the least."""
+    if not kept.nbytes:
+        memcpy(kept.begin, part, HEAD)
+    if nbytes >= HEAD:
+        memcpy(kept.end, part + nbytes - HEAD, HEAD)
+    else:
+        memmove(kept.end, kept.end + nbytes, HEAD - nbytes)
+        memcpy(kept.end + HEAD - nbytes, part, nbytes)
+    kept.nbytes += nbytes

@@ -12,7 +12,7 @@ from zeno_fast._slot cimport DirectSlot
 from collections import deque
 
 from zeno_fast._call import NotSent
-from zeno_fast.errors import PluginCrashed, PluginUnavailable
+from zeno_fast.errors import PluginCrashed, PluginUnavailable, SlotError
 
 
 cdef extern from "Python.h":
@@ -100,15 +100,23 @@ cdef class Pipeline:
             if not call.template.idempotent:
                 raise
             data = self._again(call)
+        except SlotError:
+            raise
+        except BaseException:
+            self._slot.hold_late(call.blocks)
+            raise
         if self._forgives:
             self._forgives = False
             self._driver.succeeded()
         return data
 
     def take_held(self):
-        """Return the encoded parameters that were taken from the source and not sent, or None."""
+        """Return the encoded parameters that were taken from the source and not sent, or None.
+
+        With them comes what they refer to; see `DirectSlot.kept_for`.
+        """
         held, self._held = self._held, None
-        return held
+        return held if held is None else (held, self._slot.kept_for(held))
 
     def close(self):
         """Give up the calls that are on their way. Idempotent."""
@@ -118,6 +126,7 @@ cdef class Pipeline:
         while self._window:
             call = <Call> self._window.popleft()
             (<Channel> call.channel).abandon(call)
+            self._slot.hold_late(call.blocks)
         while self._used:
             self._driver.release(self._used.pop())
 
@@ -127,6 +136,7 @@ cdef class Pipeline:
     cdef int _fill(self) except -1:
         """Send calls until the window is full, or until a process takes no more for now."""
         cdef int64_t deadline_ns = self._slot.deadline_ns(self._timeout)
+        cdef int64_t now_ns = monotonic_ns()
         cdef int64_t before_ns
         cdef Py_ssize_t nbytes = 0
         cdef Py_ssize_t width = self._width
@@ -151,15 +161,15 @@ cdef class Pipeline:
                 break
         try:
             while len(self._window) < width and nbytes < self._max_nbytes:
-                before_ns = monotonic_ns()
+                before_ns = now_ns
                 payload = self._next_payload()
                 if payload is None:
                     break
                 nbytes += PyBytes_GET_SIZE(payload)
-                deadline_ns = self._slot.deadline_ns(self._timeout)
-                if not self._send(payload, deadline_ns):
+                now_ns = monotonic_ns()
+                if not self._send(payload, now_ns):
                     break
-                if monotonic_ns() - before_ns > SLOW_NS:
+                if now_ns - before_ns > SLOW_NS:
                     break  # what is on its way is worth more than a full window
         finally:
             for channel in self._channels:
@@ -181,12 +191,15 @@ cdef class Pipeline:
             self._failure = error
         return None
 
-    cdef bint _send(self, bytes payload, int64_t deadline_ns) except -1:
+    cdef bint _send(self, bytes payload, int64_t now_ns) except -1:
         """Start a call; False where it has to be tried again later."""
         cdef Channel channel = self._least_busy()
         cdef Call call = channel.new_call(
-            self._slot.template, payload, deadline_ns, self._scope, THREAD)
+            self._slot.template, payload, self._slot.deadline_of(now_ns, self._timeout),
+            self._scope, THREAD)
         call.channel = channel
+        call.began_ns = now_ns
+        call.blocks = self._slot.kept_for(payload)
         try:
             channel.begin(call)
         except (NotSent, PluginUnavailable) as error:
@@ -194,6 +207,7 @@ cdef class Pipeline:
             if type(error) is not NotSent and not self._window:
                 raise
             self._held = payload
+            self._slot.keep_for(payload, call.blocks)
             return False
         if not channel.returns_ids:
             channel.owner.track(call)  # the iterator may be kept and never read on

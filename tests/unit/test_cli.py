@@ -782,3 +782,26 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(plugins: Path, tmp_pa
     )
     assert len(ended.stdout) == 1
     assert ended.stderr == ""
+
+
+def test_sdk_hands_out_what_guests_are_built_with(run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "sdk"
+    files = [Path(line) for line in run("sdk", target).out.splitlines()]
+    assert files == [Path(name) for name in run("sdk", target, "--output", "json").data["files"]]
+    assert {path for path in target.rglob("*") if path.is_file()} == {*files}
+    assert {path.relative_to(target).parts[0] for path in files} == {
+        "c", "python", "go", "rust", "csharp",
+    }  # fmt: skip
+    header = target / "c" / "zeno_guest.h"
+    header.write_text("changed")
+    run("sdk", target)
+    assert header.read_text() == (Path(zeno_fast.get_include()) / "zeno_guest.h").read_text()
+    for program in ("c/zeno_guest.c", "python/guest.py"):
+        assert (target / program).read_bytes()
+
+
+def test_sdk_says_where_it_cannot_write(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run("sdk", tmp_path / "file" / "below")
+    assert result.status == 1
+    assert "file" in result.err

@@ -107,7 +107,9 @@ sidecar:
   keep_alive: off
   max_retries: 0
   env: {{PORT: 8080, DEBUG: true, EMPTY: "", RATIO: 1.50}}
-  transport: stdio
+  transport: shm
+  ring_size: 100KiB
+  arena_size: 2MiB
   args: [--port, 8080]
   workers: 2..8
   max_jobs: 100
@@ -150,7 +152,9 @@ def test_every_key_is_read(load):
         keep_alive=False,
         max_retries=0,
         env=env,
-        transport="stdio",
+        transport="shm",
+        ring_size=131072,
+        arena_size=2097152,
         args=("--port", "8080"),
         workers=(2, 8),
         max_jobs=100,
@@ -328,7 +332,6 @@ def test_wrong_options_are_refused_with_their_key(refuse, section, key, value, w
     [
         ("protocol", "fastcgi"),
         ("protocol", "http"),
-        ("transport", "shm"),
     ],
 )
 def test_protocol_and_other_keys_are_never_read_and_then_not_used(refuse, key, value):

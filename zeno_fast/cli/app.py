@@ -19,6 +19,7 @@ from zeno_fast.cli.output import (
     note_output,
     print_json,
 )
+from zeno_fast.cli.sdk import sdk
 from zeno_fast.cli.status import status, top
 from zeno_fast.cli.validate import validate
 from zeno_fast.errors import InvalidParameters, SlotNotFound, ZenoError
@@ -65,5 +66,5 @@ def app(context: click.Context, output: str | None) -> None:
         context.default_map = {name: {"output": output} for name in app.commands}
 
 
-for command in (list_plugins, inspect, validate, call, demo, status, top):
+for command in (list_plugins, inspect, validate, call, demo, sdk, status, top):
     app.add_command(command)

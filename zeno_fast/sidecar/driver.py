@@ -12,8 +12,9 @@ from itertools import chain
 from typing import Any
 
 from zeno_fast._call import Call, NotSent, RequestTemplate
-from zeno_fast._envelope import parameters_of
+from zeno_fast._envelope import BinaryWay, parameters_of
 from zeno_fast._pipeline import Pipeline
+from zeno_fast._shm import Buffer
 from zeno_fast._slot import DirectSlot
 from zeno_fast.driver import BoundSlot, Driver, Parameters, Scope, Superseded, latest
 from zeno_fast.errors import (
@@ -64,6 +65,7 @@ class SidecarDriver:
     Attributes:
         successor: Who answers in this driver's place, or None.
         statistics: Counts the calls of each slot.
+        way: How bytes go to its processes.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class SidecarDriver:
         self._closed = False
         self.successor: Driver | None = None
         self.statistics = PluginStatistics()
+        self.way = BinaryWay()
         self._factory = WorkerFactory(
             manifest, host, monitor, executor, max_message, self.resubmit, self._ended,
             self._spent, self._take_description,
@@ -139,7 +142,7 @@ class SidecarDriver:
         if self.successor is not None and not self._closed:
             status["state"] = "draining"
         status |= {
-            "transport": "stdio",
+            "transport": workers[0]["transport"] if workers else self.manifest.sidecar.transport,
             "sandbox": "none",
             "host_calls": len(self._factory.host_calls),
         }
@@ -302,7 +305,8 @@ class SidecarDriver:
                 worker = self.worker(deadline_ns)
             except Superseded as moved:
                 slot = self.slot_of(moved, template.slot)
-                return slot.call(parameters_of(payload), seconds_until(deadline_ns), scope)
+                parameters = parameters_of(payload, self.way.arena)
+                return slot.call(parameters, seconds_until(deadline_ns), scope)
             try:
                 data = worker.channel.call(template, payload, deadline_ns, scope)
             except NotSent:
@@ -324,8 +328,19 @@ class SidecarDriver:
 
     def _take_description(self, description: GuestDescription) -> None:
         self._description = description
+        features = description.features
+        self.way.arrays = "binary" in features
+        self.way.arena = self._factory.arena if "arena" in features else None
+        self.way.give = self._give if "buffers" in features else None
         if not self._loading:
             self._on_described(description)
+
+    def _give(self, buffer: Buffer) -> bool:
+        """Let all processes have a buffer, also those to come; return whether they have."""
+        buffers = self._factory.buffers
+        if buffer.id not in buffers:
+            buffers[buffer.id] = buffer
+        return self._pool.give(buffer)
 
     def _ended(self, worker: Worker, crash: PluginCrashed, busy: bool) -> None:
         self._pool.ended(worker, crash, busy)
@@ -344,6 +359,7 @@ class SidecarSlot(DirectSlot):
             driver.timeout,
             driver.exchange,
             driver.statistics.of(definition.name),
+            driver.way,
         )
         self._driver = driver
 
@@ -355,6 +371,7 @@ class SidecarSlot(DirectSlot):
         future = SlotFuture(driver.executor)
         try:
             payload = self.encode(parameters)
+            self._hold_for(future, self.kept_for(payload))
             deadline_ns = self.deadline_ns(timeout)
             while True:
                 worker = driver.worker(deadline_ns)
@@ -367,10 +384,25 @@ class SidecarSlot(DirectSlot):
                 future.add_done_callback(lambda _: driver.release(worker))
         except Superseded as moved:
             slot = driver.slot_of(moved, self.template.slot)
-            return slot.submit(parameters_of(payload), seconds_until(deadline_ns), scope)
+            parameters = parameters_of(payload, driver.way.arena)
+            return slot.submit(parameters, seconds_until(deadline_ns), scope)
         except ZenoError as error:
             future.set_exception(error)
         return future
+
+    def _hold_for(self, future: Future[Any], blocks: list[Any] | None) -> None:
+        """Hold what a call refers to until its guest has answered, or will not any more."""
+        if blocks is None:
+            return
+        held = [blocks]  # the future keeps its callbacks for good
+
+        def let_go(done: Future[Any]) -> None:
+            blocks = held.pop()
+            error = None if done.cancelled() else done.exception()
+            if done.cancelled() or not isinstance(error, (SlotError, PluginCrashed, type(None))):
+                self.hold_late(blocks)
+
+        future.add_done_callback(let_go)
 
     def stream(
         self, parameters: Parameters | None, timeout: float | None, scope: Scope | None
@@ -379,10 +411,12 @@ class SidecarSlot(DirectSlot):
         driver = self._driver
         options = driver.manifest.sidecar
         current = current_host_call()
+        payload = self.encode(parameters)
         return SidecarStream(
             driver,
-            self.template,
-            self.encode(parameters),
+            self,
+            payload,
+            self.kept_for(payload),
             self.timeout_ns(timeout),
             None if current is None else current.deadline_ns,
             scope,
@@ -402,7 +436,7 @@ class SidecarSlot(DirectSlot):
         except Superseded as moved:
             held = calls.take_held()
             if held is not None:
-                source = chain((parameters_of(held),), source)
+                source = chain((parameters_of(held[0], driver.way.arena),), source)
             yield from moved.driver.bind(self.definition).map(source, timeout, scope)
         finally:
             calls.close()
@@ -411,8 +445,22 @@ class SidecarSlot(DirectSlot):
         self, parameters: Parameters | None, timeout: float | None, scope: Scope | None
     ) -> Any:
         """Call the slot from a running event loop."""
-        driver = self._driver
         payload = self.encode(parameters)
+        blocks = self.kept_for(payload)
+        if blocks is None:
+            return await self._call_async(payload, timeout, scope)
+        try:
+            return await self._call_async(payload, timeout, scope)
+        except (SlotError, PluginCrashed):
+            raise
+        except BaseException:
+            self.hold_late(blocks)
+            raise
+        finally:
+            blocks = None  # which a traceback might keep
+
+    async def _call_async(self, payload: bytes, timeout: float | None, scope: Scope | None) -> Any:
+        driver = self._driver
         deadline_ns = self.deadline_ns(timeout)
         repeats = REPEATS if self.template.idempotent else 0
         channel = driver.route.pick()
@@ -424,7 +472,8 @@ class SidecarSlot(DirectSlot):
             except Superseded as moved:
                 slot = driver.slot_of(moved, self.template.slot)
                 seconds = seconds_until(deadline_ns)
-                return await slot.call_async(parameters_of(payload), seconds, scope)
+                parameters = parameters_of(payload, driver.way.arena)
+                return await slot.call_async(parameters, seconds, scope)
             channel = None  # another time it may be the same one, whose end is not noticed yet
             try:
                 data = worker.ask(self.template, payload, deadline_ns, scope)

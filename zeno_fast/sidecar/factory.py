@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import Any
 
 from zeno_fast._call import Call, NotSent, RequestTemplate
+from zeno_fast._shm import Arena, Buffer
 from zeno_fast.binary import open_executable
 from zeno_fast.errors import MessageTooLarge, PluginCrashed, PluginLoadError, SlotError, SlotTimeout
 from zeno_fast.host.context import HostCall
@@ -16,6 +20,7 @@ from zeno_fast.manifest import Manifest
 from zeno_fast.plugin import GuestDescription, check_protocol
 from zeno_fast.sidecar.monitor import Monitor
 from zeno_fast.sidecar.process import Process, ProcessLimits, make_environment
+from zeno_fast.sidecar.sharing import Sharing
 from zeno_fast.sidecar.worker import Worker
 from zeno_fast.slots import parse_slots
 
@@ -66,6 +71,11 @@ class WorkerFactory:
         self._on_described = on_described
         self._silent = False
         self._executable = open_executable(manifest)
+        self.buffers: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
+        self.arena: Arena | None = None
+        if manifest.sidecar.transport != "stdio":
+            with contextlib.suppress(OSError):  # then bytes go as base64
+                self.arena = Arena(manifest.sidecar.arena_size)
         self.described = False
         self.host_calls: set[HostCall] = set()
 
@@ -75,27 +85,35 @@ class WorkerFactory:
         return 2 * (self._manifest.sidecar.timeout or HANDSHAKE_TIMEOUT)
 
     def close(self) -> None:
-        """Let go of the program; processes that run are not affected."""
+        """Let go of the program and of the arena; processes that run are not affected."""
         self._executable.close()
+        if self.arena is not None:
+            self.arena.close()
 
     def spawn(self) -> Worker:
         """Start a process. Raises PluginLoadError."""
         manifest = self._manifest
         executable = self._executable
         options = manifest.sidecar
-        process = Process(
-            manifest.name,
-            executable.argv,
-            manifest.folder,
-            make_environment(manifest),
-            executable.pass_fds,
-            ProcessLimits(
-                options.max_files,
-                None if options.max_memory is None else HARD_LIMIT * options.max_memory,
-            ),
-        )
+        sharing = Sharing(options, self.arena, self._silent)
+        try:
+            process = Process(
+                manifest.name,
+                executable.argv,
+                manifest.folder,
+                make_environment(manifest) | sharing.environment,
+                executable.pass_fds + sharing.pass_fds,
+                ProcessLimits(
+                    options.max_files,
+                    None if options.max_memory is None else HARD_LIMIT * options.max_memory,
+                ),
+            )
+        except BaseException:
+            sharing.close()
+            raise
+        sharing.started()
         worker = Worker(
-            manifest, process, self._host, self._monitor, self._executor, self._resubmit,
+            manifest, process, sharing, self._host, self._monitor, self._executor, self._resubmit,
             self._on_end, self._on_spent, self._max_message, self.host_calls,
         )  # fmt: skip
         worker.may_be_pinged = not self._silent
@@ -134,25 +152,28 @@ class WorkerFactory:
         return self.spawn()
 
     def _ask(self, worker: Worker) -> GuestDescription:
+        answer = self._ask_for(worker, INIT)
+        info = answer if isinstance(answer, dict) and "error" not in answer else {}
+        check_protocol(info, self._manifest)
+        worker.use_features(GuestDescription(info).features, list(self.buffers.values()))
+        slots = None
+        if not self.described:
+            slots = parse_slots(self._ask_for(worker, REGISTER_SLOTS), self._manifest.name)
+        return GuestDescription(info, slots)
+
+    def _ask_for(self, worker: Worker, template: RequestTemplate) -> Any:
+        """Call a life-cycle slot; return its data, or None where the guest does not know it."""
         manifest = self._manifest
         limit = manifest.sidecar.timeout or HANDSHAKE_TIMEOUT
-        answers = []
-        for template in (INIT,) if self.described else (INIT, REGISTER_SLOTS):
-            deadline_ns = time.monotonic_ns() + int(limit * 1e9)
-            try:
-                answers.append(worker.channel.call(template, NO_PARAMETERS, deadline_ns, None))
-            except SlotError:
-                answers.append(None)
-            except MessageTooLarge as error:
-                raise PluginLoadError(
-                    f"plugin {manifest.name!r} did not start: {error}",
-                    plugin=manifest.name, folder=manifest.folder,
-                ) from error  # fmt: skip
-            except NotSent as error:
-                raise worker.crash() from error
-        info = answers[0] if isinstance(answers[0], dict) and "error" not in answers[0] else {}
-        check_protocol(info, manifest)
-        features = info.get("features")
-        worker.channel.use_features(features if isinstance(features, list) else ())
-        slots = parse_slots(answers[1], manifest.name) if len(answers) > 1 else None
-        return GuestDescription(info, slots)
+        deadline_ns = time.monotonic_ns() + int(limit * 1e9)
+        try:
+            return worker.channel.call(template, NO_PARAMETERS, deadline_ns, None)
+        except SlotError:
+            return None
+        except MessageTooLarge as error:
+            raise PluginLoadError(
+                f"plugin {manifest.name!r} did not start: {error}",
+                plugin=manifest.name, folder=manifest.folder,
+            ) from error  # fmt: skip
+        except NotSent as error:
+            raise worker.crash() from error

@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import Executor, Future, wait
 from typing import Any
 
+from zeno_fast._shm import Buffer
 from zeno_fast._slot import Route
 from zeno_fast.errors import PluginCrashed, PluginUnavailable, ZenoError
 from zeno_fast.events import EventHub
@@ -94,6 +95,14 @@ class WorkerPool:
             if worker.channel.lost or worker.channel.spent:
                 return tuple(one for one in workers if not (one.channel.lost or one.channel.spent))
         return workers
+
+    def give(self, buffer: Buffer) -> bool:
+        """Let the processes have a buffer; return whether all that take calls have it."""
+        with self._lock:
+            workers, coming = self._workers, tuple(self._greeted)
+        for worker in coming:
+            worker.give(buffer)  # one that is not greeted yet gets it then
+        return all([worker.give(buffer) for worker in workers])
 
     @property
     def leaving(self) -> int:
@@ -444,6 +453,7 @@ class WorkerPool:
         for worker in self.workers:
             channel = worker.channel
             worker.look(bool(channel.pending) and is_stopped(worker.pid))
+            worker.forget_buffers()
             if self.breaker.failures and worker.uptime > HEALTHY_AFTER:
                 self.succeeded()
             if channel.pending or channel.calls != worker.seen_calls:

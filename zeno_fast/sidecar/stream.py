@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from zeno_fast._call import Call, NotSent, RequestTemplate
+from zeno_fast._call import Call, NotSent
 from zeno_fast._envelope import parameters_of
 from zeno_fast.driver import Scope, Superseded
 from zeno_fast.errors import SlotError, UsageError
@@ -15,6 +15,7 @@ from zeno_fast.sidecar.watchers import LoopWatcher, expire_in_loop
 from zeno_fast.stream import Stream
 
 if TYPE_CHECKING:
+    from zeno_fast._slot import DirectSlot
     from zeno_fast.sidecar.driver import SidecarDriver
     from zeno_fast.sidecar.worker import Worker
 
@@ -64,6 +65,7 @@ class SidecarStream(Stream):
     """Reads the chunks of one call; see `Stream`.
 
     Args:
+        blocks: Of shared memory, to which the payload refers.
         timeout_ns: Of the whole call.
         deadline_ns: When it expires at the latest, however late it begins.
         limit: Bytes of chunks that may wait to be read.
@@ -72,17 +74,20 @@ class SidecarStream(Stream):
     def __init__(
         self,
         driver: SidecarDriver,
-        template: RequestTemplate,
+        slot: DirectSlot,
         payload: bytes,
+        blocks: list[Any] | None,
         timeout_ns: int,
         deadline_ns: int | None,
         scope: Scope | None,
         limit: int,
     ) -> None:
-        super().__init__(template.slot)
+        super().__init__(slot.template.slot)
         self._driver = driver
-        self._template = template
+        self._sender = slot
+        self._template = slot.template
         self._payload = payload
+        self._blocks = blocks
         self._timeout_ns = timeout_ns
         self._latest_ns = deadline_ns
         self._deadline_ns = 0
@@ -193,7 +198,7 @@ class SidecarStream(Stream):
     def _arguments(self, deadline_ns: int) -> tuple[Any, float, Scope | None]:
         """Return what the call is made with where a driver of another kind has to make it."""
         left = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
-        return parameters_of(self._payload), left, self._scope
+        return parameters_of(self._payload, self._driver.way.arena), left, self._scope
 
     def _deadline(self) -> int:
         """Return the call's deadline, which the first use sets."""
@@ -218,8 +223,10 @@ class SidecarStream(Stream):
             self._let_go()
             return
         except SlotError:
+            self._blocks = None
             self._driver.succeeded()
             raise
+        self._blocks = None
         self._let_go()
         self._end(data)
         self._driver.succeeded()
@@ -228,6 +235,9 @@ class SidecarStream(Stream):
         """Give the call up if it has not ended."""
         self._done = True
         self._chunks.clear()
+        if self._call is not None:  # the guest may go on for a while
+            self._sender.hold_late(self._blocks)
+        self._blocks = None
         self._let_go()
 
     def _let_go(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from zeno_fast._call import Call
 from zeno_fast._channel import Channel
-from zeno_fast._leadership import PUMP_ENDED, PUMP_STOOD_DOWN, PUMP_WANTS_WRITE
+from zeno_fast._leadership import PUMP_AGAIN, PUMP_ENDED, PUMP_STOOD_DOWN, PUMP_WANTS_WRITE
 from zeno_fast.sidecar.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class LoopWatcher:
             self._loop.add_reader(self._read_fd, self._ready)
             if self._channel.lost:
                 self._ready()
-        if self._channel.broken:
+        if self._channel.turn_is_due:
             self._ready()
         self._watch_writing(self._channel.wants_write)
 
@@ -81,7 +81,10 @@ class LoopWatcher:
 
     def _turn_is_due(self) -> bool:
         """Tell whether the output is in a state that no watched event will show."""
-        return self._channel.broken or (self._channel.wants_write and self._write_fd < 0)
+        return self._channel.turn_is_due or (self._channel.wants_write and self._write_fd < 0)
+
+    def stand_down(self) -> None:
+        """Go on: this loop is told when it has to read for calls of its own."""
 
     def may_wait(self) -> bool:
         """Tell whether the loop may be kept for a moment by a call that is answered soon.
@@ -175,6 +178,8 @@ class LoopWatcher:
         flags = self._channel.pump()
         if flags & (PUMP_ENDED | PUMP_STOOD_DOWN):
             self._disarm()
+        elif flags & PUMP_AGAIN:
+            self._loop.call_soon(self._ready)
         else:
             self._watch_writing(bool(flags & PUMP_WANTS_WRITE))
 
@@ -251,7 +256,7 @@ class MonitorWatcher:
 
     def _turn_is_due(self) -> bool:
         """Tell whether the output is in a state that no watched event will show."""
-        return self._channel.broken or (self._channel.wants_write and self._write_fd < 0)
+        return self._channel.turn_is_due or (self._channel.wants_write and self._write_fd < 0)
 
     def deliver(self, call: Call) -> None:
         """Settle the future of a finished call; one that another process may have is sent again."""
@@ -259,6 +264,11 @@ class MonitorWatcher:
             self._resubmit(call)
         else:
             call.settle()
+
+    def stand_down(self) -> None:
+        """Watch no more until no call has come for a moment: a thread looks for itself."""
+        if self._armed:
+            self._monitor.run_soon(self._stand_down_now)
 
     def stop_writing(self) -> None:
         """Let go of the channel's write end, which is about to be closed."""
@@ -290,8 +300,9 @@ class MonitorWatcher:
             self._disarm()
         elif flags & PUMP_STOOD_DOWN:
             self._disarm()
-            self._seen_calls = self._channel.calls
-            self._monitor.run_at(time.monotonic() + IDLE_AFTER, self._arm_if_idle)
+            self._arm_when_idle()
+        elif flags & PUMP_AGAIN:
+            self._monitor.run_soon(self._ready)
         elif flags & PUMP_WANTS_WRITE:
             if self._write_fd < 0 <= self._channel.write_fd:
                 self._write_fd = self._channel.write_fd
@@ -299,12 +310,23 @@ class MonitorWatcher:
         else:
             self._unwatch_write()
 
+    def _stand_down_now(self) -> None:
+        if self._armed:
+            self._disarm()
+            if self._channel.resting:  # for a call that came in the meantime
+                self.arm_soon()
+            else:
+                self._arm_when_idle()
+
+    def _arm_when_idle(self) -> None:
+        self._seen_calls = self._channel.calls
+        self._monitor.run_at(time.monotonic() + IDLE_AFTER, self._arm_if_idle)
+
     def _arm_if_idle(self) -> None:
         if self._closed or self._armed:
             return
         if self._channel.led_by_thread or self._channel.calls != self._seen_calls:
-            self._seen_calls = self._channel.calls
-            self._monitor.run_at(time.monotonic() + IDLE_AFTER, self._arm_if_idle)
+            self._arm_when_idle()
         else:
             self._arm_now()
 

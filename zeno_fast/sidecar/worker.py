@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,10 @@ from zeno_fast.sidecar.process import Process, describe_end
 from zeno_fast.sidecar.watchers import LoopWatcher, MonitorWatcher, expire_in_loop
 
 if TYPE_CHECKING:
+    from zeno_fast._shm import Buffer
     from zeno_fast.driver import Scope
     from zeno_fast.manifest import Manifest
+    from zeno_fast.sidecar.sharing import Sharing
 
 PING = RequestTemplate("plugin_init")
 MAX_HOST_CALLS = 64  # of one guest at the same time
@@ -61,6 +63,7 @@ class Worker:
         self,
         manifest: Manifest,
         process: Process,
+        sharing: Sharing,
         host: HostFunctions,
         monitor: Monitor,
         executor: Executor,
@@ -81,6 +84,7 @@ class Worker:
         self.end: tuple[PluginCrashed, bool] | None = None
         self.expires = 0.0
         self.calls_at_start = self.seen_calls = 0
+        self._sharing = sharing
         self.idle_since = process.started
         self._logger = plugin_logger(self._plugin)
         self._stdout_log = GuestLog(self._plugin, "stdout")
@@ -143,6 +147,8 @@ class Worker:
             "calls": channel.calls,
             "in_flight": channel.in_flight,
             "queued": channel.queued,
+            "transport": "shm" if channel.shared else "stdio",
+            **({"why_stdio": self._sharing.why_lines} if self._sharing.why_lines else {}),
             "returns_ids": channel.returns_ids,
             "stray_answers": channel.stray,
             "late_answers": channel.late,
@@ -163,6 +169,23 @@ class Worker:
     def crash(self) -> PluginCrashed:
         """Say how the process ended between two calls; waits for its end."""
         return self._crash(self._process.wait(END_GRACE), None)
+
+    def use_features(self, features: list[Any], buffers: Iterable[Buffer]) -> None:
+        """Take note of what the guest understands, which it has said when it was greeted.
+
+        Args:
+            buffers: Those that calls may refer to already.
+        """
+        self.channel.use_features(features)
+        self._sharing.take_up(self.channel, features, buffers)
+
+    def give(self, buffer: Buffer) -> bool:
+        """Let the process have a buffer; return whether it has it now."""
+        return self._sharing.give(buffer, self.channel)
+
+    def forget_buffers(self) -> None:
+        """Have the process let go of buffers that nobody has any more."""
+        self._sharing.forget_buffers(self.channel)
 
     # -- calls --------------------------------------------------------------------------------
 
@@ -537,6 +560,7 @@ class Worker:
         self._watcher.close()
         self._close_loops()
         self._monitor.run_and_wait(self._unwatch)
+        self._sharing.close()
         # A thread may still be on its way out of the channel; it was woken.
         for _ in range(1000):
             if self.channel.close():

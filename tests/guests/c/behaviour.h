@@ -18,7 +18,12 @@ static const char *plugin_info(void)
     info.size = 0;
     out_put(&info, "{\"name\":\"");
     out_put(&info, guest_name());
-    out_put(&info, "\",\"version\":\"1.0.0\",\"author\":\"tests\",\"language\":\"C\"}");
+    out_put(&info, "\",\"version\":\"1.0.0\",\"author\":\"tests\",\"language\":\"C\"");
+#ifdef GUEST_RING
+    if (zg_offers_ring(&guest_link))
+        out_put(&info, ",\"features\":[\"shm\"]");
+#endif
+    out_put(&info, "}");
     out_raw(&info, "", 1);
     return info.data;
 }

@@ -83,6 +83,7 @@ def main(out, *sources):
         CSharpCompilationOptions(OutputKind.ConsoleApplication)
         .WithOptimizationLevel(OptimizationLevel.Release)
         .WithNullableContextOptions(NullableContextOptions.Enable)
+        .WithAllowUnsafe(True)
     )
     compilation = CSharpCompilation.Create(
         Path(out).stem, Array[SyntaxTree](trees), Array[MetadataReference](references), options

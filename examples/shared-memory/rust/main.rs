@@ -1,0 +1,70 @@
+//! Inverts pictures in shared memory, as a sidecar in Rust.
+
+mod base64;
+mod json;
+mod zeno;
+
+const INFO: &str =
+    r#"{"name":"negative-rust","version":"1.0.0","features":["shm","arena","binary"]}"#;
+const SLOTS: &str = r#"[{"name":"negative-rust.invert","description":"Invert every byte of a picture",
+"inputs":{"picture":{"type":"any","required":true,"description":"Bytes or an array"}}}]"#;
+
+fn main() -> std::io::Result<()> {
+    let mut link = zeno::Link::open();
+    let mut buffer = Vec::new();
+    while let Some(message) = link.receive(&mut buffer) {
+        let slot = json::member(message, "slot_name").and_then(json::inside);
+        let (id, slot) = match (json::member(message, "id"), slot) {
+            (Some(id), Some(slot)) => (id, slot),
+            _ => continue, // no call
+        };
+        let answer = match slot {
+            b"plugin_init" => Some(INFO.to_string()),
+            b"plugin_register_slots" => Some(SLOTS.replace('\n', " ")),
+            b"negative-rust.invert" => json::member(message, "parameters")
+                .and_then(|parameters| json::member(parameters, "picture"))
+                .and_then(|picture| invert(&mut link, picture)),
+            _ => None,
+        };
+        let id = String::from_utf8_lossy(id);
+        let rest = match answer {
+            Some(data) => format!(r#""success":true,"data":{data},"binary":true"#),
+            None => r#""success":false,"error":"there is no such slot, or no picture""#.to_string(),
+        };
+        link.send(format!(r#"{{"type":"guest_response","id":{id},{rest}}}"#).as_bytes())?;
+        if slot == b"plugin_init" {
+            link.use_ring();
+        }
+    }
+    Ok(())
+}
+
+/// Answer a picture with every byte inverted, as elements of the same type and in the same shape.
+fn invert(link: &mut zeno::Link, picture: &[u8]) -> Option<String> {
+    let sent = json::member(picture, "$bytes")?;
+    let mut about = String::new();
+    for name in ["dtype", "shape"] {
+        if let Some(value) = json::member(picture, name) {
+            about += &format!(r#","{name}":{}"#, String::from_utf8_lossy(value));
+        }
+    }
+    let mut bytes;
+    if let Some(text) = json::inside(sent) {
+        bytes = base64::decode(text)?;
+    } else {
+        let mut place = json::items(sent).map(json::number::<u64>);
+        let (offset, nbytes) = (place.next()??, place.next()??);
+        if let Some((from, offset, to)) = link.bytes_and_new(offset, nbytes, nbytes) {
+            for (byte, inverted) in from.iter().zip(to) {
+                *inverted = !byte;
+            }
+            return Some(format!(r#"{{"$bytes":[{offset},{nbytes}]{about}}}"#));
+        }
+        bytes = link.bytes(offset, nbytes)?.to_vec(); // there is no room
+    }
+    bytes.iter_mut().for_each(|byte| *byte = !*byte);
+    let mut text = Vec::new();
+    base64::encode(&bytes, &mut text);
+    let text = String::from_utf8_lossy(&text);
+    Some(format!(r#"{{"$bytes":"{text}"{about}}}"#))
+}

@@ -1,0 +1,237 @@
+"""What a guest library does in every language: messages and bytes through memory, and lines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from zeno_fast import PluginCrashed, PluginManager, SlotError, SlotTimeout
+
+RING = 1 << 18  # bytes: the default of `ring_size`
+VALUES = [
+    None, True, False, 0, -1, 2**53, 1.5, -0.25, "", "text", "Zürich 𝄞", "a\x00b", "\"\\/\b\n",
+    "}\n{", [], {}, [1, [2, [3]]], {"a": {"b": [None, {"c": "d"}]}}, {"value": 1, "id": "x"},
+]  # fmt: skip
+
+
+def some_bytes(nbytes: int) -> bytes:
+    return (bytes(range(256)) * (nbytes // 256 + 1))[:nbytes]
+
+
+def is_shared(answer: memoryview) -> bool:
+    """Tell whether bytes came through shared memory; those that came in base64 are a bytearray."""
+    return not isinstance(answer.obj, bytearray)
+
+
+def inverted(data: bytes) -> bytes:
+    return bytes(data).translate(bytes(255 - byte for byte in range(256)))
+
+
+def assert_threads_pass_large_messages(manager: PluginManager, guest: str) -> None:
+    """Let threads, each a writer that waits for room or a leader, send more than the ring holds."""
+    failures: list[BaseException] = []
+
+    def call(number: int) -> None:
+        try:
+            for turn in range(100):
+                text = f"{number}{turn}" * (20, 100_000, 5_000)[turn % 3]
+                assert manager.call(f"{guest}.echo", {"value": text}, timeout=10) == text
+        except BaseException as error:  # noqa: BLE001 - shown by the test's own thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+    assert not any(thread.is_alive() for thread in threads)
+
+
+class RingGuest:
+    """Tests of the guest `name`, which a subclass gives."""
+
+    name: str
+
+    @pytest.fixture
+    def folder(self, build_guest, tmp_path) -> Path:
+        return build_guest(self.name, tmp_path)
+
+    @pytest.fixture
+    def ring(self, manager, folder) -> PluginManager:
+        manager.load_plugin(folder)
+        assert manager.get_plugin(self.name).status()["transport"] == "shm"
+        return manager
+
+    @pytest.fixture
+    def lines(self, manager, folder) -> PluginManager:
+        manifest = folder / "manifest.yaml"
+        manifest.write_text(manifest.read_text() + "  transport: stdio\n")
+        manager.load_plugin(folder)
+        assert manager.get_plugin(self.name).status()["transport"] == "stdio"
+        return manager
+
+    @pytest.fixture(params=["ring", "lines"])
+    def either(self, request) -> PluginManager:
+        return request.getfixturevalue(request.param)
+
+    @pytest.mark.parametrize("value", VALUES, ids=ascii)
+    def test_every_json_type_comes_back_as_it_was(self, either, value):
+        assert either.call(f"{self.name}.echo", {"value": value}) == value
+
+    def test_calls_in_a_row_at_once_and_in_a_map_are_answered(self, either):
+        for n in range(2000):
+            assert either.call(f"{self.name}.echo", {"value": n}) == n
+        assert list(either.map(f"{self.name}.echo", ({"value": n} for n in range(2000)))) == [
+            *range(2000)
+        ]
+        futures = [either.submit(f"{self.name}.echo", {"value": "v" * n}) for n in range(500)]
+        assert [len(future.result(30)) for future in futures] == [*range(500)]
+
+    @pytest.mark.parametrize("nbytes", [RING - 60, RING, RING + 1, 4 * RING, 5_000_001], ids=str)
+    def test_a_message_larger_than_the_ring_comes_back_whole(self, either, nbytes):
+        text = ("0123456789abcde" * (nbytes // 15 + 1))[:nbytes]  # so that nothing moves unnoticed
+        for _ in range(3):
+            assert either.call(f"{self.name}.echo", {"value": text}) == text
+
+    def test_lengths_around_the_ends_of_records_and_of_the_ring_come_back_whole(self, ring):
+        for nbytes in [*range(70), *range(RING // 4 - 100, RING // 4 + 100, 7)]:
+            text = "x" * nbytes
+            assert ring.call(f"{self.name}.echo", {"value": text}) == text
+
+    def test_a_ring_of_the_least_size_carries_messages_of_any(self, manager, folder):
+        manifest = folder / "manifest.yaml"
+        manifest.write_text(manifest.read_text() + "  ring_size: 4KiB\n")
+        manager.load_plugin(folder)
+        assert manager.get_plugin(self.name).status()["transport"] == "shm"
+        for nbytes in [0, 3000, 4080, 4096, 5000, 100_000, 2_000_000]:
+            text = ("0123456789abcde" * (nbytes // 15 + 1))[:nbytes]
+            assert manager.call(f"{self.name}.echo", {"value": text}) == text
+        texts = [f"{n}" * 1500 for n in range(200)]
+        assert list(manager.map(f"{self.name}.echo", ({"value": text} for text in texts))) == texts
+
+    def test_many_large_messages_at_once_pass_in_both_directions(self, ring):
+        texts = [f"{n}" * 100_000 for n in range(40)]
+        futures = [ring.submit(f"{self.name}.echo", {"value": text}) for text in texts]
+        assert [future.result(60) for future in futures] == texts
+
+    @pytest.mark.parametrize("nbytes", [0, 1, 2, 3, 63, 64, 65, 4096, 1 << 20, 5_000_001], ids=str)
+    def test_bytes_come_back_inverted(self, either, nbytes):
+        data = some_bytes(nbytes)
+        for _ in range(3):
+            answer = either.call(f"{self.name}.invert", {"data": data})
+            assert answer == inverted(data)
+            assert is_shared(answer) == (
+                either.get_plugin(self.name).status()["transport"] == "shm"
+            )
+
+    def test_room_for_bytes_is_used_again_once_nobody_looks_at_them(self, ring):
+        data = some_bytes(60 << 20)  # five times as much would not fit
+        for _ in range(8):
+            answer = ring.call(f"{self.name}.invert", {"data": data})
+            assert is_shared(answer) and answer[:4] == inverted(data[:4])
+            del answer
+        held = [ring.call(f"{self.name}.invert", {"data": bytes([n]) * 5000}) for n in range(200)]
+        del held[::2]
+        held += [ring.call(f"{self.name}.invert", {"data": bytes([n]) * 3000}) for n in range(200)]
+        expected = [bytes([255 - n]) * 5000 for n in range(1, 200, 2)]
+        expected += [bytes([255 - n]) * 3000 for n in range(200)]
+        assert held == expected
+        assert all(map(is_shared, held))
+
+    def test_a_guest_without_room_answers_in_base64(self, manager, folder):
+        manifest = folder / "manifest.yaml"
+        manifest.write_text(manifest.read_text() + "  arena_size: 1MiB\n")
+        manager.load_plugin(folder)
+        data = some_bytes(400_000)
+        held = [manager.call(f"{self.name}.invert", {"data": data}) for _ in range(5)]
+        assert all(answer == inverted(data) for answer in held)
+        assert [is_shared(answer) for answer in held] == [True, True, False, False, False]
+
+    def test_what_is_no_bytes_is_the_guests_error(self, ring):
+        with pytest.raises(SlotError, match="no bytes"):
+            ring.call(f"{self.name}.invert", {"data": 5})
+        with pytest.raises(SlotError, match="not today"):
+            ring.call(f"{self.name}.fail", {"message": "not today"})
+        assert ring.call(f"{self.name}.echo", {"value": 1}) == 1
+
+    def test_a_guest_that_died_is_started_again_with_a_ring(self, ring):
+        with pytest.raises(PluginCrashed, match="crashing as it was told"):
+            ring.call(f"{self.name}.crash")
+        assert ring.call(f"{self.name}.echo", {"value": 2}) == 2
+        future = ring.submit(f"{self.name}.sleep", {"seconds": 30})
+        time.sleep(0.05)
+        os.kill(ring.get_plugin(self.name).status()["pid"], signal.SIGKILL)
+        with pytest.raises(PluginCrashed):
+            future.result(5)
+        data = some_bytes(100_000)
+        assert ring.call(f"{self.name}.invert", {"data": data}) == inverted(data)
+        assert ring.get_plugin(self.name).status()["transport"] == "shm"
+
+    def test_a_sleeping_guest_and_a_sleeping_host_are_woken(self, ring):
+        for pause in (
+            0.0,
+            0.00002,
+            0.0002,
+            0.001,
+            0.2,
+        ):  # around and beyond what either waits awake
+            for _ in range(3):
+                time.sleep(pause)
+                began = time.monotonic()
+                assert ring.call(f"{self.name}.sleep", {"seconds": pause}) == pause
+                assert time.monotonic() - began < 2
+
+    def test_a_guest_that_waits_for_room_and_for_messages_is_woken(self, ring):
+        texts = [f"{n}" * 300_000 for n in range(10)]
+        futures = [ring.submit(f"{self.name}.sleep", {"seconds": 0.1})]
+        futures += [ring.submit(f"{self.name}.echo", {"value": text}) for text in texts]
+        assert [future.result(20) for future in futures] == [0.1, *texts]
+
+    def test_threads_with_messages_above_the_rings_size_are_all_served(self, ring):
+        assert_threads_pass_large_messages(ring, self.name)
+
+    def test_a_host_that_waits_for_room_is_woken(self, ring):
+        pid = ring.get_plugin(self.name).status()["pid"]
+        text = "x" * (4 * RING)
+        took = []
+        for _ in range(5):
+            os.kill(pid, signal.SIGSTOP)  # so that the ring is full before any of it is read
+            go_on = threading.Timer(0.05, os.kill, (pid, signal.SIGCONT))
+            go_on.start()
+            began = time.monotonic()
+            assert ring.call(f"{self.name}.echo", {"value": text}, timeout=10) == text
+            took.append(time.monotonic() - began)
+            go_on.join()
+        assert min(took) < 0.2  # less than after what the host looks again by itself
+
+    def test_an_idle_guest_uses_no_processor_time(self, ring):
+        pid = ring.get_plugin(self.name).status()["pid"]
+
+        def ticks() -> int:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return int(fields[11]) + int(fields[12])
+
+        for _ in range(4):  # it does not wait awake as long each time
+            ring.call(f"{self.name}.echo", {"value": 1})
+            time.sleep(0.1)
+            before = ticks()
+            time.sleep(0.5)
+            assert ticks() - before <= 1
+
+    def test_a_call_that_timed_out_leaves_the_guest_usable(self, either):
+        with pytest.raises(SlotTimeout):
+            either.call(f"{self.name}.sleep", {"seconds": 0.3}, timeout=0.05)
+        assert either.call(f"{self.name}.echo", {"value": "next"}) == "next"
+
+    def test_a_guest_ends_when_its_host_closes_its_input(self, ring):
+        pid = ring.get_plugin(self.name).status()["pid"]
+        began = time.monotonic()
+        ring.unload_plugin(self.name)
+        assert time.monotonic() - began < 1  # it was not killed for its silence
+        assert not Path(f"/proc/{pid}").exists()
