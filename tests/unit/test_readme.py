@@ -57,7 +57,10 @@ def write_script(file: Path, code: str) -> None:
 
 SHELL = [line for page in (README, EXAMPLES) for line in "".join(blocks("sh", page)).splitlines()]
 COMMANDS = [line for line in SHELL if line.startswith("zeno-fast ")]
-BENCHMARKS = [f"python benchmarks/bench_{name}.py" for name in ("wasm", "sidecar", "supervision")]
+BENCHMARKS = [
+    f"python benchmarks/bench_{name}.py"
+    for name in ("wasm", "sidecar", "shared_memory", "supervision")
+]
 BUILD = "python tests/guests/build.py build/plugins dotnet-utils"
 
 
