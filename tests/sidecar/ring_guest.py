@@ -80,9 +80,9 @@ class RingGuest:
     def either(self, request) -> PluginManager:
         return request.getfixturevalue(request.param)
 
-    @pytest.mark.parametrize("value", VALUES, ids=ascii)
-    def test_every_json_type_comes_back_as_it_was(self, either, value):
-        assert either.call(f"{self.name}.echo", {"value": value}) == value
+    def test_every_json_type_comes_back_as_it_was(self, either):
+        for value in VALUES:
+            assert either.call(f"{self.name}.echo", {"value": value}) == value
 
     def test_calls_in_a_row_at_once_and_in_a_map_are_answered(self, either):
         for n in range(2000):
@@ -93,11 +93,11 @@ class RingGuest:
         futures = [either.submit(f"{self.name}.echo", {"value": "v" * n}) for n in range(500)]
         assert [len(future.result(30)) for future in futures] == [*range(500)]
 
-    @pytest.mark.parametrize("nbytes", [RING - 60, RING, RING + 1, 4 * RING, 5_000_001], ids=str)
-    def test_a_message_larger_than_the_ring_comes_back_whole(self, either, nbytes):
-        text = ("0123456789abcde" * (nbytes // 15 + 1))[:nbytes]  # so that nothing moves unnoticed
-        for _ in range(3):
-            assert either.call(f"{self.name}.echo", {"value": text}) == text
+    def test_a_message_larger_than_the_ring_comes_back_whole(self, either):
+        for nbytes in (RING - 60, RING, RING + 1, 4 * RING, 5_000_001):
+            text = ("0123456789abcde" * (nbytes // 15 + 1))[:nbytes]  # nothing moves unnoticed
+            for _ in range(3):
+                assert either.call(f"{self.name}.echo", {"value": text}) == text
 
     def test_lengths_around_the_ends_of_records_and_of_the_ring_come_back_whole(self, ring):
         for nbytes in [*range(70), *range(RING // 4 - 100, RING // 4 + 100, 7)]:
@@ -120,15 +120,14 @@ class RingGuest:
         futures = [ring.submit(f"{self.name}.echo", {"value": text}) for text in texts]
         assert [future.result(60) for future in futures] == texts
 
-    @pytest.mark.parametrize("nbytes", [0, 1, 2, 3, 63, 64, 65, 4096, 1 << 20, 5_000_001], ids=str)
-    def test_bytes_come_back_inverted(self, either, nbytes):
-        data = some_bytes(nbytes)
-        for _ in range(3):
-            answer = either.call(f"{self.name}.invert", {"data": data})
-            assert answer == inverted(data)
-            assert is_shared(answer) == (
-                either.get_plugin(self.name).status()["transport"] == "shm"
-            )
+    def test_bytes_come_back_inverted(self, either):
+        shares = either.get_plugin(self.name).status()["transport"] == "shm"
+        for nbytes in (0, 1, 2, 3, 63, 64, 65, 4096, 1 << 20, 5_000_001):
+            data = some_bytes(nbytes)
+            for _ in range(3):
+                answer = either.call(f"{self.name}.invert", {"data": data})
+                assert answer == inverted(data)
+                assert is_shared(answer) == shares
 
     def test_room_for_bytes_is_used_again_once_nobody_looks_at_them(self, ring):
         data = some_bytes(60 << 20)  # five times as much would not fit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -24,7 +25,8 @@ SECONDS = float(os.environ.get("ZENO_FAST_SECONDS", "4"))
 
 # A guest that speaks the protocol of zeno_ring.h in the clear, so that it can break it.
 RAW = """
-import mmap, struct
+import mmap, struct, threading
+fence = threading.Lock()  # which has to keep this guest's stores before its loads
 fd, size = map(int, os.environ["ZENO_SHM"].split(":"))
 memory = mmap.mmap(fd, size)
 RING = struct.unpack_from("<I", memory, 12)[0]
@@ -33,14 +35,16 @@ data = {"in": 4096, "out": 4096 + RING}
 place = {"in": 0, "out": 0}
 
 def get64(at):
-    return struct.unpack_from("<Q", memory, at)[0]
+    return struct.unpack_from("Q", memory, at)[0]  # native: at once, and not byte by byte
 
 def set64(at, value):
-    struct.pack_into("<Q", memory, at, value & (1 << 64) - 1)
+    struct.pack_into("Q", memory, at, value & (1 << 64) - 1)
 
 def take():
     while get64(heads["in"]) == place["in"]:
-        struct.pack_into("<I", memory, heads["in"] + 8, 1)
+        struct.pack_into("I", memory, heads["in"] + 8, 1)
+        fence.acquire()
+        fence.release()
         if get64(heads["in"]) == place["in"] and not os.read(0, 100):
             sys.exit(0)
     message = b""
@@ -59,7 +63,8 @@ def record(text, length=None, flags=0):
     text = text.encode()
     at = data["out"] + place["out"] % RING
     struct.pack_into("<II", memory, at, len(text) if length is None else length, flags)
-    memory[at + 8:at + 8 + len(text)] = text
+    for index, byte in enumerate(text):
+        memory[data["out"] + (place["out"] + 8 + index) % RING] = byte
     place["out"] += 8 + (len(text) + 7) // 8 * 8
 
 def publish():
@@ -113,12 +118,12 @@ def test_a_guest_that_announces_it_gets_its_messages_in_shared_memory(ring):
         ring.call("c-ring.fail", {"message": "no"})
 
 
-@pytest.mark.parametrize("extra", [-1, 0, 1], ids=str)
-@pytest.mark.parametrize("nbytes", [4096, 65536, 1 << 18, 1 << 20, 5 << 20], ids=str)
-def test_s7_a_message_larger_than_the_ring_is_streamed(ring, nbytes, extra):
-    text = "x" * (nbytes + extra)
-    assert ring.call("c-ring.echo", {"value": text}) == text
-    assert ring.call("c-ring.size", {"text": text}) == len(text)
+def test_s7_a_message_larger_than_the_ring_is_streamed(ring):
+    for nbytes in (4096, 65536, 1 << 18, 1 << 20, 5 << 20):
+        for extra in (-1, 0, 1):
+            text = "x" * (nbytes + extra)
+            assert ring.call("c-ring.echo", {"value": text}) == text
+            assert ring.call("c-ring.size", {"text": text}) == len(text)
 
 
 def test_many_threads_and_loops_share_one_ring(ring):
@@ -406,18 +411,21 @@ def test_s5_nothing_is_left_of_guests_that_were_killed(manager, build_guest, tmp
         with open("/proc/self/maps") as file:
             return sum("memfd:zeno_fast" in line for line in file)
 
+    gc.collect()  # what other tests have left
+    before = mappings()
     folder = build_guest("c-ring", tmp_path)
     manager.load_plugin(folder)
     for _ in range(3):
         os.kill(manager.get_plugin("c-ring").status()["pid"], signal.SIGKILL)
         time.sleep(0.1)
         assert manager.call("c-ring.echo", {"value": 1}) == 1
-    assert mappings() <= 3  # of the process that runs, its plugin's, and one that is just ending
+    # Of the process that runs, its plugin's, and one that is just ending.
+    assert mappings() - before <= 3
     manager.unload_plugin("c-ring")
     deadline = time.monotonic() + 5
-    while mappings() and time.monotonic() < deadline:
+    while mappings() > before and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert mappings() == 0
+    assert mappings() <= before
 
 
 def holders() -> set[int]:

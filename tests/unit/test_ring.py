@@ -12,7 +12,7 @@ import pytest
 from unit.c_programs import INCLUDE, LANGUAGES, SOURCES, compile_and_run, compile_program
 
 MESSAGES = int(os.environ.get("ZENO_FAST_MESSAGES", "300000"))
-SECONDS = float(os.environ.get("ZENO_FAST_SECONDS", "5"))
+SECONDS = float(os.environ.get("ZENO_FAST_SECONDS", "3"))
 
 
 @pytest.fixture(scope="module", params=LANGUAGES)
@@ -53,7 +53,7 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("source", "arguments"), [("ring_pair.c", ["50000"]), ("test_ring.c", ["1"])]
+    ("source", "arguments"), [("ring_pair.c", ["30000"]), ("test_ring.c", ["1"])]
 )
 def test_on_windows(windows, tmp_path, source, arguments):
     program = tmp_path / "program.exe"
