@@ -42,7 +42,12 @@ left_out=(
     --ignore=tests/fault/test_syscalls.py
 )
 if (($# == 0)); then
-    set -- tests/sidecar tests/test_binary.py tests/fuzz tests/unit tests/fault/test_b_answers.py \
+    set -- tests/sidecar tests/fuzz tests/unit tests/fault/test_b_answers.py \
+        tests/test_binary.py::test_bytes_come_back_as_they_were \
+        tests/test_binary.py::test_s2_a_guest_cannot_point_outside_of_its_arena \
+        tests/test_binary.py::test_views_stay_valid_and_differ_however_many_are_held \
+        tests/test_binary.py::test_buffers_that_are_gone_are_forgotten_everywhere \
+        tests/test_binary.py::test_a_guest_cannot_answer_with_a_buffer_that_it_was_not_given \
         tests/fault/test_b_protocol.py tests/fault/test_b_sizes.py tests/fault/test_d6_giving_up.py \
         tests/wasm/test_calls.py tests/fault/test_f_pointers.py \
         "${left_out[@]}"
