@@ -35,6 +35,7 @@ def test_s6_no_wake_up_is_lost_between_two_processes(pair, pause):
         assert max(sleeps) > messages / pause / 20  # or nothing was at stake
 
 
+@pytest.mark.timeout(120 + 2 * SECONDS)
 def test_s2_a_peer_that_scribbles_from_another_core_does_no_harm(tmp_path):
     found = compile_and_run(
         SOURCES / "test_ring.c", tmp_path, arguments=[str(SECONDS)], timeout=60 + SECONDS
