@@ -105,7 +105,7 @@ static inline uint64_t zs_page(uint64_t nbytes) { return (nbytes + 4095) & ~(uin
 #endif
 #endif
 
-/* Make memory of a fixed size that no other process can find. Returns a descriptor, or -1 with errno
+/* Make memory of a fixed size, which has no name in any file system. Returns a descriptor, or -1 with errno
  * set. On Linux its size is sealed, so that no access to it can fail. */
 static inline int zs_make(uint64_t size)
 {
@@ -150,7 +150,7 @@ static inline void zs_unmap(void *base, uint64_t size) { munmap(base, (size_t)si
 
 static inline void zs_drop(zs_handle handle) { close(handle); }
 #else
-/* Make memory of a fixed size that no other process can find: it has no name, and a child process
+/* Make memory of a fixed size without a name; a child process
  * has it by its handle. Returns NULL where that fails. */
 static inline HANDLE zs_make(uint64_t size)
 {

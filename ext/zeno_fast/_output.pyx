@@ -2,31 +2,15 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EINTR, EPIPE, errno
+from libc.errno cimport EAGAIN
+from libc.signal cimport SIGPIPE
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
 import _signal  # whose functions cost a tenth of what the wrappers in `signal` do
 from collections import deque
 
-from zeno_fast._pipe cimport Pipe, widen
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t write(int fd, const void *buf, size_t count)
-
-cdef extern from "<signal.h>" nogil:
-    ctypedef struct sigset_t:
-        pass
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int sigemptyset(sigset_t *signals)
-    int sigaddset(sigset_t *signals, int number)
-    int sigismember(const sigset_t *signals, int number)
-    int sigpending(sigset_t *signals)
-    int pthread_sigmask(int how, const sigset_t *signals, sigset_t *before)
-    int sigtimedwait(const sigset_t *signals, void *info, const timespec *timeout)
-    int SIGPIPE, SIG_BLOCK, SIG_SETMASK
+from zeno_fast._pipe cimport Pipe, widen, write_once, write_unkilled
 
 cdef object _getsignal = _signal.getsignal
 cdef object _DEFAULT = _signal.SIG_DFL
@@ -173,14 +157,14 @@ cdef class Output:
         if _getsignal(SIGPIPE) is _DEFAULT:
             self.writing = True
             with nogil:
-                sent = _write_unkilled(fd, data, nbytes, &error)
+                sent = write_unkilled(fd, data, nbytes, &error)
             self.writing = False
         elif nbytes <= BRIEF:
-            sent = _write_once(fd, data, nbytes, &error)
+            sent = write_once(fd, data, nbytes, &error)
         else:
             self.writing = True
             with nogil:
-                sent = _write_once(fd, data, nbytes, &error)
+                sent = write_once(fd, data, nbytes, &error)
             self.writing = False
         if sent < 0 and error != EAGAIN:
             self.broken = True
@@ -203,36 +187,3 @@ cdef class Output:
         elif self._pipe.corrupt:
             self.broken = True
         return sent
-
-
-cdef Py_ssize_t _write_unkilled(
-    int fd, const char *data, size_t nbytes, int *error
-) noexcept nogil:
-    """Write once in a program that SIGPIPE ends, as those that write to a pager want it to."""
-    cdef sigset_t pipe, before, pending
-    cdef timespec now
-    cdef Py_ssize_t sent
-    cdef bint was_pending
-    sigemptyset(&pipe)
-    sigaddset(&pipe, SIGPIPE)
-    sigpending(&pending)
-    was_pending = sigismember(&pending, SIGPIPE) == 1
-    pthread_sigmask(SIG_BLOCK, &pipe, &before)
-    sent = _write_once(fd, data, nbytes, error)
-    if sent < 0 and error[0] == EPIPE and not was_pending:
-        now.tv_sec = now.tv_nsec = 0
-        while sigtimedwait(&pipe, NULL, &now) < 0 and errno == EINTR:
-            pass
-    pthread_sigmask(SIG_SETMASK, &before, NULL)
-    return sent
-
-
-cdef Py_ssize_t _write_once(int fd, const char *data, size_t nbytes, int *error) noexcept nogil:
-    cdef ssize_t sent
-    while True:
-        sent = write(fd, data, nbytes)
-        if sent >= 0:
-            return sent
-        error[0] = errno
-        if error[0] != EINTR:
-            return -1

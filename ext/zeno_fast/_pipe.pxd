@@ -28,6 +28,9 @@ cdef enum:
 
 cdef int64_t monotonic_ns() noexcept nogil
 cdef void widen(int fd) noexcept nogil
+cdef Py_ssize_t write_once(int fd, const char *data, size_t nbytes, int *error) noexcept nogil
+cdef Py_ssize_t write_unkilled(
+    int fd, const char *data, size_t nbytes, int *error) noexcept nogil
 
 cdef struct LongLine:  # what is kept of a line above the limit
     size_t nbytes  # that have come of it; 0 while none does
@@ -73,6 +76,7 @@ cdef class Pipe:
     cdef Py_ssize_t fill_soon(self, int64_t left_ns) noexcept nogil
     cdef Py_ssize_t spin(self) noexcept nogil
     cdef Py_ssize_t _fill_lines(self) noexcept nogil
+    cdef Py_ssize_t _missed(self, int most) noexcept nogil
     cdef Py_ssize_t _wait_awake(self, int64_t most_ns) noexcept nogil
     cdef Py_ssize_t _spin_shared(self, int64_t most_ns) noexcept nogil
     cdef bint _was_woken(self) noexcept nogil

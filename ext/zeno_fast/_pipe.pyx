@@ -5,7 +5,7 @@ The descriptors are non-blocking. Nothing here decides anything; the channel doe
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, EPIPE, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcpy, memmove
@@ -75,34 +75,25 @@ cdef extern from * nogil:
 
 cdef extern from * nogil:
     """
-    #include <errno.h>
     #include <signal.h>
-    #include <time.h>
-    #include <unistd.h>
-    /* Write one byte to a pipe whose reader may have gone, whatever SIGPIPE does here. */
-    static void write_byte(int fd, char byte)
+    static int sigpipe_ends_us(void)
     {
         struct sigaction action;
-        sigset_t pipe, before, pending;
-        const struct timespec now = {0, 0};
-        if (sigaction(SIGPIPE, NULL, &action) == 0 && action.sa_handler != SIG_DFL) {
-            while (write(fd, &byte, 1) < 0 && errno == EINTR)
-                ;
-            return;
-        }
-        sigemptyset(&pipe);
-        sigaddset(&pipe, SIGPIPE);
-        sigpending(&pending);
-        pthread_sigmask(SIG_BLOCK, &pipe, &before);
-        while (write(fd, &byte, 1) < 0 && errno == EINTR)
-            ;
-        if (!sigismember(&pending, SIGPIPE))
-            while (sigtimedwait(&pipe, NULL, &now) < 0 && errno == EINTR)
-                ;
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        return sigaction(SIGPIPE, NULL, &action) != 0 || action.sa_handler == SIG_DFL;
     }
     """
-    void write_byte(int fd, char byte)
+    int sigpipe_ends_us()
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int sigemptyset(sigset_t *signals)
+    int sigaddset(sigset_t *signals, int number)
+    int sigismember(const sigset_t *signals, int number)
+    int sigpending(sigset_t *signals)
+    int pthread_sigmask(int how, const sigset_t *signals, sigset_t *before)
+    int sigtimedwait(const sigset_t *signals, void *info, const timespec *timeout)
+    int SIGPIPE, SIG_BLOCK, SIG_SETMASK
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
@@ -297,10 +288,7 @@ cdef class Pipe:
                 until = monotonic_ns() + SPIN_NS
             elif monotonic_ns() >= until:
                 break
-        self._misses += 1
-        if self._misses >= MISSES:
-            self._skip = 1 << (self._misses if self._misses < 10 else 10)
-        return AGAIN
+        return self._missed(10)
 
     cdef Py_ssize_t _spin_shared(self, int64_t most_ns) noexcept nogil:
         """Wait for the ring as `spin` does, for about as long as the guest has taken of late.
@@ -335,9 +323,13 @@ cdef class Pipe:
             if elapsed >= limit or elapsed - before > BUSY_NS:
                 break
         self._typical_ns = min(PATIENT_NS, 2 * self._typical_ns + 1000)
+        return self._missed(6)
+
+    cdef Py_ssize_t _missed(self, int most) noexcept nogil:
+        """Count a wait in vain, and leave up to 2 ** `most` of them out; return AGAIN."""
         self._misses += 1
         if self._misses >= MISSES:
-            self._skip = 1 << (self._misses if self._misses < 6 else 6)
+            self._skip = 1 << min(self._misses, most)
         return AGAIN
 
     cdef bint _was_woken(self) noexcept nogil:
@@ -548,8 +540,14 @@ cdef class Pipe:
 
     cdef void _nudge(self) noexcept nogil:
         """Wake the guest, which waits for its stdin; a full pipe does so already."""
-        if self.write_fd >= 0:
-            write_byte(self.write_fd, 10)
+        cdef char byte = 10
+        cdef int error = 0
+        if self.write_fd < 0:
+            return
+        if sigpipe_ends_us():
+            write_unkilled(self.write_fd, &byte, 1, &error)
+        else:
+            write_once(self.write_fd, &byte, 1, &error)
 
     cdef int _next_message(self, const char **line, size_t *nbytes) noexcept nogil:
         """Take the next message from the ring, as `next_line` does, into memory of our own."""
@@ -736,3 +734,36 @@ cdef void _keep(LongLine *kept, const char *part, size_t nbytes) noexcept nogil:
         memmove(kept.end, kept.end + nbytes, HEAD - nbytes)
         memcpy(kept.end + HEAD - nbytes, part, nbytes)
     kept.nbytes += nbytes
+
+
+cdef Py_ssize_t write_unkilled(
+    int fd, const char *data, size_t nbytes, int *error
+) noexcept nogil:
+    """Write once in a program that SIGPIPE ends, as those that write to a pager want it to."""
+    cdef sigset_t pipe, before, pending
+    cdef timespec now
+    cdef Py_ssize_t sent
+    cdef bint was_pending
+    sigemptyset(&pipe)
+    sigaddset(&pipe, SIGPIPE)
+    sigpending(&pending)
+    was_pending = sigismember(&pending, SIGPIPE) == 1
+    pthread_sigmask(SIG_BLOCK, &pipe, &before)
+    sent = write_once(fd, data, nbytes, error)
+    if sent < 0 and error[0] == EPIPE and not was_pending:
+        now.tv_sec = now.tv_nsec = 0
+        while sigtimedwait(&pipe, NULL, &now) < 0 and errno == EINTR:
+            pass
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    return sent
+
+
+cdef Py_ssize_t write_once(int fd, const char *data, size_t nbytes, int *error) noexcept nogil:
+    cdef ssize_t sent
+    while True:
+        sent = write(fd, data, nbytes)
+        if sent >= 0:
+            return sent
+        error[0] = errno
+        if error[0] != EINTR:
+            return -1

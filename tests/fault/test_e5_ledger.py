@@ -10,18 +10,17 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from c_programs import SOURCES, compile_program
 
-from zeno_fast import PluginCrashed, PluginManager, get_include
+from zeno_fast import PluginCrashed, PluginManager
 
 SECONDS = float(os.environ.get("ZENO_FAST_SECONDS", "4"))
-SOURCE = Path(__file__).parents[1] / "c" / "ledger_guest.c"
 CALLERS = 8
 MANIFEST = """\
 name: ledger
@@ -36,16 +35,9 @@ slots:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = os.environ.get("CC", "cc")
-    if shutil.which(compiler) is None:
-        pytest.skip(f"there is no {compiler}; `apt install gcc` would bring it")
-    program = tmp_path_factory.mktemp("ledger") / "guest"
-    subprocess.run(
-        [compiler, "-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O2", "-Wall", "-Wextra", "-Werror",
-         f"-I{get_include()}", SOURCE, "-o", program],
-        check=True, timeout=60,
-    )  # fmt: skip
-    return program
+    folder = tmp_path_factory.mktemp("ledger")
+    options = ["-D_POSIX_C_SOURCE=200809L", "-O2"]
+    return compile_program(SOURCES / "ledger_guest.c", folder, options=options)
 
 
 class Record:

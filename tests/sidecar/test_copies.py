@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from c_programs import AS_LIBRARY, SOURCES, compile_program
 
-SOURCE = Path(__file__).parents[1] / "c" / "copy_counter.c"
 SIZES = {"64 KiB": 64 << 10, "1 MiB": 1 << 20, "16 MiB": 16 << 20}
 COUNT = """
 import ctypes
@@ -68,16 +67,9 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def counter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = os.environ.get("CC", "cc")
-    if shutil.which(compiler) is None:
-        pytest.skip(f"there is no {compiler}; `apt install gcc` would bring it")
-    library = tmp_path_factory.mktemp("counter") / "copy_counter.so"
-    subprocess.run(
-        [compiler, "-std=c11", "-O2", "-fno-builtin", "-fno-tree-loop-distribute-patterns",
-         "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", SOURCE, "-o", library],
-        check=True, timeout=60,
-    )  # fmt: skip
-    return library
+    folder = tmp_path_factory.mktemp("counter")
+    options = ["-O2", *AS_LIBRARY, "-fno-builtin", "-fno-tree-loop-distribute-patterns"]
+    return compile_program(SOURCES / "copy_counter.c", folder, options=options)
 
 
 def test_bytes_are_copied_once_each_way_and_buffers_never(counter, make_plugin):

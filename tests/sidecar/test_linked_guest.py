@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-
-from zeno_fast import get_include
+from c_programs import AS_LIBRARY, INCLUDE, compile_program
 
 GUEST = """
 import ctypes, json
@@ -60,16 +56,8 @@ library.zeno_guest_free(link)
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = os.environ.get("CC", "cc")
-    if shutil.which(compiler) is None:
-        pytest.skip(f"there is no {compiler}; `apt install gcc` would bring it")
-    library = tmp_path_factory.mktemp("library") / "zeno_guest.so"
-    subprocess.run(
-        [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
-         Path(get_include()) / "zeno_guest.c", "-o", library],
-        check=True, timeout=60,
-    )  # fmt: skip
-    return library
+    folder = tmp_path_factory.mktemp("library")
+    return compile_program(INCLUDE / "zeno_guest.c", folder, options=["-O2", *AS_LIBRARY])
 
 
 def test_a_guest_in_another_language_links_to_the_library(manager, make_plugin, library):

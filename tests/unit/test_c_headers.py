@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from unit.c_programs import LANGUAGES, SOURCES, THREADS, break_header, compile_and_run
+from c_programs import LANGUAGES, SOURCES, THREADS, break_header, compile_and_run
 
 TESTS = sorted(path.name for path in SOURCES.glob("test_*.c"))
 

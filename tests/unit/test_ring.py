@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from unit.c_programs import INCLUDE, LANGUAGES, SOURCES, compile_and_run, compile_program
+from c_programs import INCLUDE, LANGUAGES, SOURCES, compile_and_run, compile_program
 
 MESSAGES = int(os.environ.get("ZENO_FAST_MESSAGES", "300000"))
 SECONDS = float(os.environ.get("ZENO_FAST_SECONDS", "3"))

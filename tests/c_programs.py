@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 INCLUDE = ROOT / "ext" / "include"
 SOURCES = ROOT / "tests" / "c"
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 ADDRESSES = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # GCC warns that this sanitizer does not know fences; what they keep in order, it takes for races.
 THREADS = ["-fsanitize=thread", "-Wno-tsan"]
+AS_LIBRARY = ["-shared", "-fPIC"]
 # As a language of its own: without a compiler for it the test cannot run.
 LANGUAGES = {
     "c11": (os.environ.get("CC", "cc"), ["-x", "c", "-std=c11"]),
