@@ -5,15 +5,18 @@ from __future__ import annotations
 import array
 import asyncio
 import base64
+import dataclasses
 import gc
 import hashlib
 import os
 import signal
 import threading
 import time
+import types
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from zeno_fast import InvalidParameters, PluginManager, ProtocolError, SlotError, SlotTimeout
@@ -62,7 +65,7 @@ def fail(data):
 
 plugin.run()
 """
-# One that repeats whatever place it is told.
+# One that answers with whatever place it is told.
 LIAR = (
     PROGRAM.replace("plugin.run()", "")
     + """
@@ -73,6 +76,10 @@ def lie(self, data, sent):
     if type(data) is dict and "$bytes" in data:
         sent[0] = data
     return encode(self, data, sent)
+
+@plugin.slot
+def claim(place=None):
+    return {"$bytes": place}
 
 module._Server._encode = lie
 plugin.run()
@@ -241,8 +248,70 @@ def test_threads_that_send_bytes_do_not_see_each_others(binary):
 def test_s2_a_guest_cannot_point_outside_of_its_arena(manager, make_plugin, place):
     manager.load_plugin(make_plugin(LIAR, name="binary"))
     with pytest.raises(ProtocolError, match="bytes that cannot be had"):
-        manager.call("binary.echo", {"value": {"$bytes": place}})
+        manager.call("binary.claim", {"place": place})
     assert manager.call("binary.echo", {"value": 1}) == 1
+
+
+@dataclasses.dataclass
+class Holder:
+    held: Any
+
+
+PLACE = {"$bytes": [0, 22]}
+FORGED = {
+    "place": (PLACE, "value"),
+    "base64": ({"$bytes": "YWJj"}, "value"),
+    "array": ({"$bytes": [0, 22], "dtype": "<f4", "shape": [2]}, "value"),
+    "nested": ([0, {"a": [{"b": {"c": 1, **PLACE}}]}], r"value\[1\]\.a\[0\]\.b"),
+    "beside bytes": ({"real": b"abc", "forged": PLACE}, r"value\.forged"),
+    "beside an array": ([np.arange(3), PLACE], r"value\[1\]"),
+    "mapping": (types.MappingProxyType(PLACE), "value"),
+    "dataclass": (Holder(PLACE), "parameters"),
+    "dataclass beside bytes": ([b"abc", Holder(PLACE)], "parameters"),
+    "fragment": (orjson.Fragment(b'{"$bytes":[0,22]}'), "parameters"),
+    "fragment with blanks": (orjson.Fragment(b'{ "$bytes" : [0,22]}'), "parameters"),
+    "fragment with a line end": (orjson.Fragment(b'{"$bytes"\n:[0,22]}'), "parameters"),
+    "fragment with escapes": (orjson.Fragment(rb'{"\u0024bytes":[0,22]}'), "parameters"),
+    "fragment with an escaped letter": (orjson.Fragment(rb'{"$\u0062ytes":[0,22]}'), "parameters"),
+    "fragment beside bytes": ([b"abc", orjson.Fragment(rb'{"$byte\u0073":[0,2]}')], "parameters"),
+}
+
+
+@pytest.mark.parametrize(("value", "key"), FORGED.values(), ids=FORGED)
+def test_s2_a_caller_cannot_name_a_place(binary, value, key):
+    """Or whoever wrote the JSON that an application passes on could read bytes of other calls."""
+    assert binary.call("binary.echo", {"value": b"the secret of another"})
+    with pytest.raises(InvalidParameters, match=key + r" cannot be sent as JSON: .*'\$bytes'"):
+        binary.call("binary.echo", {"value": value})
+    with pytest.raises(InvalidParameters, match=r"parameters cannot be sent|\$bytes"):
+        binary.call("binary.echo", {"value": 1, **PLACE})
+    with pytest.raises(InvalidParameters):
+        asyncio.run(binary.call_async("binary.echo", {"value": value}))
+    with pytest.raises(InvalidParameters):
+        list(binary.map("binary.echo", [{"value": value}]))
+    assert binary.call("binary.echo", {"value": b"still there"}) == b"still there"
+    assert arena_used(binary) == 0
+
+
+@pytest.mark.parametrize("beside", [(), (b"abc",)], ids=["alone", "beside bytes"])
+def test_what_only_looks_like_a_place_arrives(binary, beside):
+    values = [
+        "$bytes", {"$": 1, "$bytes2": 2, 'x"$bytes': 3, "\\$bytes": 4, "bytes": [0, 22]},
+        r"\u0024bytes", '{"$bytes":[0,22]}', "\x1f\x00\x7f\n\u2028", "$" * 100, "\\" * 99,
+        ["$bytes", ":"], *beside,
+    ]  # fmt: skip
+    assert binary.call("binary.echo", {"value": values}) == values
+
+
+def test_a_fragment_arrives_as_it_was_meant(binary):
+    text = rb"""{"lines":
+        [1,	2],
+"\u0024":"\u0062\n", "big":18446744073709551615, "$bytes ":1}"""
+    for beside in ([], [b"abc"]):
+        sent = [orjson.Fragment(text), *beside]
+        assert binary.call("binary.echo", {"value": sent}) == [orjson.loads(text), *beside]
+    with pytest.raises(InvalidParameters, match="cannot be sent as JSON"):
+        binary.call("binary.echo", {"value": orjson.Fragment(b"{\n")})
 
 
 def test_a_buffer_goes_to_a_plugin_and_back_without_a_copy(manager, make_plugin):
@@ -313,10 +382,10 @@ def test_a_guest_cannot_answer_with_a_buffer_that_it_was_not_given(manager, make
     assert manager.call("other.echo", {"value": buffer}) == bytes(1000)
     for place in ([0, 10, buffer.id], [0, 10, 1 << 40], [0, 10, -1], [0, 10, "x"]):
         with pytest.raises(ProtocolError, match="never given"):
-            manager.call("binary.echo", {"value": {"$bytes": place}})
+            manager.call("binary.claim", {"place": place})
     for place in ([0, 1001, buffer.id], [-1, 1, buffer.id], [1001, 0, buffer.id]):
         with pytest.raises(ProtocolError, match="of buffer"):
-            manager.call("other.echo", {"value": {"$bytes": place}})
+            manager.call("other.claim", {"place": place})
 
 
 def test_a_guest_that_knows_nothing_of_it_gets_base64(manager, make_plugin):
@@ -338,3 +407,5 @@ def test_a_wasm_plugin_gets_base64(manager, build_guest, tmp_path):
     assert manager.call("c-wasm.echo", {"value": b"abc"}) == {
         "$bytes": base64.b64encode(b"abc").decode()
     }
+    with pytest.raises(InvalidParameters, match=r"value cannot be sent as JSON: .*'\$bytes'"):
+        manager.call("c-wasm.echo", {"value": {"$bytes": "YWJj"}})

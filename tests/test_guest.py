@@ -1239,6 +1239,18 @@ def test_a_decorated_function_stays_callable_as_before():
     assert list(plugin.definitions[1]["inputs"]) == ["n"]
 
 
+def test_an_input_that_is_bytes_is_described_as_anything():
+    """And not as a list, as which an array would be sent."""
+    plugin = Plugin("plain")
+
+    @plugin.slot
+    def digest(a: bytes, b: bytearray, c: memoryview, d: bytes | memoryview | None = None) -> None:
+        pass
+
+    inputs = plugin.definitions[0]["inputs"]
+    assert {name: each["type"] for name, each in inputs.items()} == dict.fromkeys("abcd", "any")
+
+
 def test_outside_of_a_slot_there_is_no_call_and_no_host():
     with pytest.raises(LookupError):
         zeno_fast.guest.current()

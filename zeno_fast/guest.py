@@ -63,7 +63,7 @@ NAMES = {
 HUNG_UP = "the host has closed the connection"
 INPUT_TYPES: tuple[tuple[type, str], ...] = (
     (bool, "bool"), (int, "int"), (float, "float"), (str, "string"), (bytes, "any"),
-    (Mapping, "object"), (Sequence, "list"), (Set, "list"),
+    (bytearray, "any"), (memoryview, "any"), (Mapping, "object"), (Sequence, "list"), (Set, "list"),
 )  # fmt: skip
 
 _orjson: Any = None

@@ -22,6 +22,7 @@ cdef class BinaryWay:
 cdef class BinarySink:
     cdef BinaryWay _way
     cdef set _lists
+    cdef Py_ssize_t _put_count
     cdef list blocks
     cdef object _put(self, object value, object view)
 

@@ -5,7 +5,7 @@ No I/O is done here; both kinds of plugins and every transport share these funct
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
 from cpython.float cimport PyFloat_Check
 from cpython.list cimport PyList_Check
@@ -14,7 +14,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_Check
 from cpython.unicode cimport PyUnicode_Check
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcmp, memcpy
 
 import binascii
 import difflib
@@ -36,10 +36,14 @@ cdef extern from "Python.h":
         pass
     void Py_SET_SIZE(PyVarObject *o, Py_ssize_t size) noexcept
 
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *text, size_t nbytes, const void *part, size_t part_nbytes)
+
 cdef object _dumps = orjson.dumps
 cdef object _loads = orjson.loads
 cdef object _options = orjson.OPT_SERIALIZE_NUMPY
 cdef bytes NO_PARAMETERS = b"{}"
+cdef str RESERVED = "$bytes"  # names the member of an object that stands for bytes
 
 # Below this, copying the text into a bytes object costs less than a memoryview over it.
 cdef Py_ssize_t COPY_LIMIT = 2048
@@ -222,6 +226,7 @@ cdef class BinarySink:
     def __init__(self, BinaryWay way, lists):
         self._way = way
         self._lists = {id(value) for value in lists}
+        self._put_count = 0
         self.blocks = []
 
     def __call__(self, value):
@@ -254,20 +259,21 @@ cdef class BinarySink:
         cdef Buffer buffer
         cdef Py_ssize_t nbytes = view.nbytes
         cdef const char *data
+        self._put_count += 1
         if self._way is not None and self._way.give is not None and view.c_contiguous:
             data = address_of(view)
             buffer = find_buffer(data, nbytes)
             if buffer is not None and self._way.give(buffer):
                 self.blocks.append(buffer)
-                return {"$bytes": [data - buffer._base, nbytes, buffer.id]}
+                return {RESERVED: [data - buffer._base, nbytes, buffer.id]}
         if self._way is not None and self._way.arena is not None:
             block = self._way.arena.take(nbytes)
         if block is None:
             flat = view if view.c_contiguous else view.tobytes()
-            return {"$bytes": binascii.b2a_base64(flat, newline=False).decode("ascii")}
+            return {RESERVED: binascii.b2a_base64(flat, newline=False).decode("ascii")}
         self.blocks.append(block)
         copy_into(block.data(), nbytes, view)
-        return {"$bytes": [block.offset, nbytes]}
+        return {RESERVED: [block.offset, nbytes]}
 
 
 cdef const char *address_of(object view) except? NULL:
@@ -300,8 +306,8 @@ cdef object _resolve(object value, Segment segment, Py_ssize_t depth=0):
     if depth > MAX_DEPTH:
         return value
     if type(value) is dict:
-        if "$bytes" in <dict> value:
-            place = (<dict> value)["$bytes"]
+        if RESERVED in <dict> value:
+            place = (<dict> value)[RESERVED]
             dtype, shape = (<dict> value).get("dtype"), (<dict> value).get("shape")
             if type(place) is str:
                 return element_type(
@@ -318,6 +324,14 @@ cdef object _resolve(object value, Segment segment, Py_ssize_t depth=0):
             if type(member) is dict or type(member) is list:
                 (<list> value)[index] = _resolve(member, segment, depth + 1)
     return value
+
+
+def read_bytes(value):
+    """Return JSON data with memoryviews where base64 stands for bytes; `value` is changed.
+
+    Raises ValueError or TypeError for what stands for none.
+    """
+    return _resolve(value, None)
 
 
 cdef object take_bytes(dict message, str plugin, str slot, Segment segment):
@@ -345,6 +359,11 @@ cdef int release_blocks(dict message, Segment segment) except -1:
     return 0
 
 
+cdef str _RESERVED_FOR_BYTES = (
+    f"the key {RESERVED!r} is for the host, which writes it where there are bytes: give those as "
+    "bytes")
+
+
 def _find_unsendable(value, path, depth=0):
     """Return the path and the reason of the first value that JSON cannot carry, or None."""
     if depth > MAX_DEPTH:  # compiled code is not kept from overflowing the stack
@@ -353,6 +372,8 @@ def _find_unsendable(value, path, depth=0):
         for key, member in value.items():
             if not isinstance(key, str):
                 return path or "parameters", f"the key {key!r} is not a string"
+            if key == RESERVED:
+                return path or "parameters", _RESERVED_FOR_BYTES
             found = _find_unsendable(member, f"{path}.{key}" if path else key, depth + 1)
             if found:
                 return found
@@ -371,6 +392,72 @@ def _find_unsendable(value, path, depth=0):
     return None
 
 
+cdef object _unsendable(object parameters, str reason, InputCheck check):
+    """Return an InvalidParameters that names what cannot be sent."""
+    key, reason = _find_unsendable(parameters, "") or ("parameters", reason)
+    return InvalidParameters(
+        f"slot {check.slot!r} of plugin {check.plugin!r}: {key} cannot be sent as JSON: {reason}",
+        key=key, plugin=check.plugin, slot=check.slot)
+
+
+cdef bint _is_plain(bytes payload, Py_ssize_t places) noexcept:
+    """Tell whether JSON text is as orjson writes it, with so many members named `$bytes`.
+
+    What an orjson.Fragment brings may have been written by anybody: with line ends, which would
+    break a message in two, or with a name behind escapes.
+    """
+    cdef const char *at = PyBytes_AS_STRING(payload)
+    cdef const char *end = at + PyBytes_GET_SIZE(payload)
+    cdef const char *begin = at
+    if memchr(at, b"\n", end - at) is not NULL:
+        return False
+    while True:
+        at = <const char *> memchr(at, b"$", end - at)
+        if at is NULL:
+            break
+        if end - at > 7 and memcmp(at - 1, b'"$bytes"', 8) == 0 and at[-2] != b"\\":
+            if at[7] == b":":
+                places -= 1
+            elif at[7] == b" " or at[7] == b"\t" or at[7] == b"\r":
+                return False
+        at += 1
+    at = <const char *> memchr(begin, b"\\", end - begin)
+    while at is not NULL:
+        at = <const char *> memmem(at, end - at, b"\\u00", 4)
+        if at is NULL:
+            break
+        # orjson writes only those below U+0020 so. A backslash may also be escaped itself.
+        if at[4] > b"1" and not _is_escaped(begin, at):
+            return False
+        at += 1
+    return places == 0
+
+
+cdef bint _is_escaped(const char *begin, const char *at) noexcept:
+    """Tell whether an odd number of backslashes stands before a place in JSON text."""
+    cdef const char *before = at
+    while before > begin and before[-1] == b"\\":
+        before -= 1
+    return (at - before) & 1
+
+
+cdef bytes _refuse_places(
+    bytes payload, Py_ssize_t places, object parameters, InputCheck check
+):
+    """Return parameters as orjson writes them. Raises InvalidParameters for a `$bytes` too many.
+
+    A guest takes what that name stands for as a place in memory that it shares with the host, where
+    bytes of other calls lie: whoever writes it has to be the host.
+    """
+    try:
+        payload = _dumps(_loads(payload))
+    except ValueError as error:
+        raise _unsendable(parameters, str(error), check) from error
+    if not _is_plain(payload, places):
+        raise _unsendable(parameters, _RESERVED_FOR_BYTES, check)
+    return payload
+
+
 cdef bytes dump_parameters(object parameters, InputCheck check, BinaryWay way=None):
     """Encode checked parameters as JSON, and bytes in them in the way that is given.
 
@@ -380,19 +467,20 @@ cdef bytes dump_parameters(object parameters, InputCheck check, BinaryWay way=No
     cdef bytes payload
     cdef BinarySink bytes_of
     try:
-        return with_context(_dumps(
-            parameters, None, None if way is not None and way.arrays else _options))
+        payload = _dumps(parameters, None, None if way is not None and way.arrays else _options)
     except TypeError:
         pass  # there is something in it that is no JSON
+    else:
+        if not _is_plain(payload, 0):
+            payload = _refuse_places(payload, 0, parameters, check)
+        return with_context(payload)
     bytes_of = BinarySink(way, check.lists(parameters))
     try:
         payload = _dumps(parameters, bytes_of)
     except (TypeError, ValueError, BufferError) as error:
-        key, reason = _find_unsendable(parameters, "") or ("parameters", str(error))
-        raise InvalidParameters(
-            f"slot {check.slot!r} of plugin {check.plugin!r}: {key} cannot be sent as JSON: "
-            f"{reason}",
-            key=key, plugin=check.plugin, slot=check.slot) from error
+        raise _unsendable(parameters, str(error), check) from error
+    if not _is_plain(payload, bytes_of._put_count):
+        payload = _refuse_places(payload, bytes_of._put_count, parameters, check)
     payload = with_context(payload) + b',"binary":true'
     if way is not None and bytes_of.blocks:
         way.blocks = bytes_of.blocks  # last: nothing else runs until the caller has it
@@ -426,9 +514,9 @@ def _read_back(value, arena):
         return [_read_back(member, arena) for member in value]
     if not isinstance(value, dict):
         return value
-    if "$bytes" not in value:
+    if RESERVED not in value:
         return {key: _read_back(member, arena) for key, member in value.items()}
-    place = value["$bytes"]
+    place = value[RESERVED]
     if isinstance(place, str):
         data = b64decode(place)
     elif len(place) == 2:

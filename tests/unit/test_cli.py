@@ -421,6 +421,28 @@ def test_call_prints_one_line_for_programs(run: Run, plugins: Path) -> None:
     assert result.out == '{"value":"é","times":1}\n'
 
 
+BYTES = """\
+from zeno_fast.guest import Plugin
+plugin = Plugin("guest")
+
+@plugin.slot("guest.echo")
+def echo(value: memoryview):
+    return {"type": type(value).__name__, "format": value.format, "value": value}
+
+plugin.run()
+"""
+
+
+def test_call_takes_and_shows_bytes_as_base64(run: Run, tmp_path: Path) -> None:
+    script = make_guest(tmp_path) / "guest"
+    script.write_text(f"#!{sys.executable}\n{BYTES}")
+    floats = {"$bytes": "AACAPwAAAEA=", "dtype": "<f4", "shape": [2, 1]}
+    for value, format in (({"$bytes": "YWJj"}, "B"), (floats, "f")):
+        result = run("call", "guest.echo", f"value={json.dumps(value)}", "--plugins", tmp_path)
+        assert result.status == 0, result.err
+        assert result.data == {"type": "memoryview", "format": format, "value": value}
+
+
 def test_call_finds_the_plugins_by_a_variable(
     run: Run, plugins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,6 +529,8 @@ def test_call_reaches_a_plugin_that_lists_no_slots(run: Run, tmp_path: Path) -> 
         (["a=1", "--json", "{}"], "not both"),
         (["--json", "{"], "--json: not valid JSON"),
         (["--json", "[1]"], "expected an object"),
+        (['a={"$bytes": "!"}'], '"$bytes" does not stand for bytes'),
+        (["--json", '{"a": [{"$bytes": [0, 1]}]}'], "there is no shared memory"),
         (["--timeout", "0"], "0"),
         (["--outptu", "json"], "--out"),
     ],

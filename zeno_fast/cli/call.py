@@ -12,6 +12,7 @@ from typing import Any
 import click
 import orjson
 
+from zeno_fast._envelope import BinarySink, read_bytes
 from zeno_fast.cli.folders import FOLDER, load_plugins, warn_of_manifests
 from zeno_fast.cli.output import NothingFound, common_options, explain, print_json, warn
 from zeno_fast.errors import SlotError, SlotNotFound, ZenoError
@@ -54,9 +55,13 @@ def call(
 ) -> None:
     """Call SLOT and print its answer as JSON.
 
-    A VALUE is JSON where it is valid JSON (5, true, [1, 2], "5"), else text.
+    A VALUE is JSON where it is valid JSON (5, true, [1, 2], "5"), else text. Bytes are given, and
+    shown, as {"$bytes": "their base64"}.
     """
-    parameters = read_parameters(pairs, text)
+    try:
+        parameters = read_bytes(read_parameters(pairs, text))
+    except (ValueError, TypeError) as error:
+        raise click.UsageError(f'"$bytes" does not stand for bytes: {error}') from error
     with PluginManager() as manager:
         failures = load_plugins(manager, folder, plugin)
         warn_of_manifests(manager)
@@ -74,7 +79,7 @@ def call(
             raise NothingFound(_not_found(manager, error, failures, folder)) from error
         finally:
             _warn_of_unknown(manager, slot, parameters)
-    print_json(data, pretty=output == "text")
+    print_json(data, pretty=output == "text", default=BinarySink(None, ()))
 
 
 def read_parameters(pairs: tuple[str, ...], text: str | None) -> dict[str, Any]:

@@ -85,17 +85,17 @@ def warn(text: str) -> None:
     click.echo(f"warning: {' '.join(clean(text).split())}", err=True)
 
 
-def compact(data: Any) -> str:
-    """Return data as JSON on one line."""
-    return orjson.dumps(data, default=str).decode()
+def compact(data: Any, default: Callable[[Any], Any] = str) -> str:
+    """Return data as JSON on one line; `default` stands in for what JSON has no form for."""
+    return orjson.dumps(data, default).decode()
 
 
-def print_json(data: Any, *, pretty: bool = False) -> None:
+def print_json(data: Any, *, pretty: bool = False, default: Callable[[Any], Any] = str) -> None:
     """Print data as JSON: on one line, or indented and, on a terminal, in colours."""
     if not pretty:
-        click.echo(compact(data))
+        click.echo(compact(data, default))
         return
-    text = orjson.dumps(data, default=str, option=orjson.OPT_INDENT_2).decode()
+    text = orjson.dumps(data, default, orjson.OPT_INDENT_2).decode()
     console = make_console()
     if console.is_terminal:
         console.print_json(clean(text))
