@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -373,6 +374,25 @@ def test_buffers_that_are_gone_are_forgotten_everywhere(manager, make_plugin):
         time.sleep(0.05)
         manager.call("binary.echo", {"value": 1})
     assert (mapped(pid), mapped("self"), len(os.listdir("/proc/self/fd"))) == before
+
+
+def test_what_was_submitted_is_forgotten_without_the_garbage_collector(binary):
+    called = threading.Event()
+    gc.disable()
+    try:
+        future = binary.submit("binary.echo", {"value": b"abc" * 100})
+        future.add_done_callback(lambda _: called.set())
+        assert future.result(10) == b"abc" * 100
+        assert called.wait(10)
+        gone = weakref.ref(future)
+        del future
+        for _ in range(100):  # the thread that called back may be on its way out
+            if gone() is None:
+                break
+            time.sleep(0.01)
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_guest_cannot_answer_with_a_buffer_that_it_was_not_given(manager, make_plugin):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
     from zeno_fast._channel import Channel
 
 FOREVER_NS = -1
+
+
+def _call_back(
+    executor: Executor, fn: Callable[[Future[Any]], object], future: Future[Any]
+) -> None:
+    try:
+        executor.submit(fn, future)
+    except RuntimeError:  # the interpreter is shutting down
+        fn(future)
 
 
 class SlotFuture(Future[Any]):
@@ -52,13 +62,9 @@ class SlotFuture(Future[Any]):
         if self.done():
             super().add_done_callback(fn)
         else:
-            super().add_done_callback(lambda _: self._call_back(fn))
-
-    def _call_back(self, fn: Callable[[Future[Any]], object]) -> None:
-        try:
-            self._executor.submit(fn, self)
-        except RuntimeError:  # the interpreter is shutting down
-            fn(self)
+            # What the future keeps must not keep the future, or bytes in it would wait for the
+            # garbage collector.
+            super().add_done_callback(partial(_call_back, self._executor, fn))
 
     def _read_along(self, timeout: float | None) -> float | None:
         """Read the channel until the answer is there or time is up; return the time left."""
