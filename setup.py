@@ -38,6 +38,7 @@ extensions = [
         "_pipe",
         "_nesting",
         "_call",
+        "_pending",
         "_output",
         "_messages",
         "_correlator",

@@ -18,7 +18,6 @@ cdef class RequestTemplate:
 
 cdef class Call:
     cdef uint64_t number  # 0 until it is sent
-    cdef object key  # the same as an object
     cdef RequestTemplate template
     cdef bytes payload
     cdef readonly object scope

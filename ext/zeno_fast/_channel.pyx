@@ -192,7 +192,7 @@ cdef class Channel(Leadership):
 
     def retire(self):
         """End the channel if it is idle; return whether it was. Later calls raise NotSent."""
-        if self._pending or self._queue or self._alone or self._lost:
+        if self._pending.count or self._queue or self._alone or self._lost:
             return False
         self._lost = True
         return True
@@ -218,7 +218,7 @@ cdef class Channel(Leadership):
     cdef bint _undisturbed(self) noexcept:
         """Tell whether a call would have the channel to itself, from a guest that returns ids."""
         return (
-            self._multiplexed and not self._leading and not self._pending
+            self._multiplexed and not self._leading and not self._pending.count
             and not self._lost and not self._ended
             and not self._output.nbytes and not self._output.writing
             and self._forks == zb_forks() and not self._pipe.buffered()
@@ -309,7 +309,7 @@ cdef class Channel(Leadership):
                 PyErr_CheckSignals()
             if self._reason is not None and not call.done:
                 # The channel was lost while it had this call and did not know of it.
-                self._pending.pop(call.key, None)
+                self._pending.take(call.number)
                 self._finish(call, None, self._why(call, self._reason))
             if watcher is None and not call.done:
                 self._lead(call, deadline_ns)
@@ -337,14 +337,14 @@ cdef class Channel(Leadership):
         if self._forks != zb_forks():
             self._refuse_fork()
         self._admit(call.template, call.payload)
-        if not self._multiplexed and not self._pending and not self._queue:
+        if not self._multiplexed and not self._pending.count and not self._queue:
             # Whatever the guest has printed by now is no answer to what it has not been asked.
             clear = self._turn_once()
             if self._lost or self._ended:
                 raise NotSent()
         if not self._multiplexed and call.deadline_ns <= monotonic_ns():
             return self._expire(call)  # sent, it would have to be waited for all the same
-        if not self._multiplexed and (self._pending or self._queue or not clear):
+        if not self._multiplexed and (self._pending.count or self._queue or not clear):
             if call.within is not None and call.within.holds_up(self):
                 raise PluginUnavailable(
                     f"slot {call.template.slot!r} of plugin {self._plugin!r} was called by a host "

@@ -2,6 +2,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from zeno_fast._call cimport Call, RequestTemplate
 from zeno_fast._output cimport Output
+from zeno_fast._pending cimport PendingCalls
 from zeno_fast._pipe cimport Pipe
 
 cdef enum:
@@ -19,7 +20,7 @@ cdef class Correlator:
     cdef uint64_t _heard
     cdef Py_ssize_t _stale  # bytes of the unfinished line that were there before the last request
     cdef uint64_t _alone  # number of the call that has the channel to itself, or 0
-    cdef dict _pending
+    cdef PendingCalls _pending
     cdef Call _newest
     cdef object _queue
     cdef dict _given_up
@@ -77,4 +78,5 @@ cdef class Correlator:
     cdef int _take_message(self, dict message, size_t nbytes) except -1
     cdef int _take_chunk(self, dict message, size_t nbytes) except -1
     cdef int _take_response(self, dict message) except -1
+    cdef Call _take_sole(self)
     cdef int _drop(self, object number, dict message) except -1

@@ -28,6 +28,7 @@ from zeno_fast._messages cimport (
 )
 from zeno_fast._nesting cimport current_host_call
 from zeno_fast._output cimport SMALL, Output
+from zeno_fast._pending cimport PendingCalls
 from zeno_fast._pipe cimport CORRUPT, LINE, NO_LINE, Pipe, monotonic_ns
 from zeno_fast._statistics cimport SlotStatistics
 
@@ -75,7 +76,7 @@ cdef class Correlator:
         self._prefix = f"z{secrets.token_hex(4)}."
         self._id_head = b'{"type":"guest_call","id":"' + self._prefix.encode("ascii")
         self._answer_head = b'{"type":"guest_response","id":"' + self._prefix.encode("ascii")
-        self._pending = {}
+        self._pending = PendingCalls()
         self._queue = deque()
         self._given_up = {}
         self._finished = deque()
@@ -119,7 +120,7 @@ cdef class Correlator:
     @property
     def in_flight(self):
         """Number of calls that the guest has and has not answered."""
-        return len(self._pending) + (self._alone != 0)
+        return self._pending.count + (self._alone != 0)
 
     @property
     def queued(self):
@@ -147,7 +148,7 @@ cdef class Correlator:
         """
         cdef Call call
         cdef int64_t latest = INT64_MAX if self._alone else 0
-        for call in (*self._pending.values(), *self._queue):
+        for call in (*self._pending.calls(), *self._queue):
             latest = max(latest, call.deadline_ns)
         return latest
 
@@ -163,10 +164,7 @@ cdef class Correlator:
 
     def sole_call(self):
         """Return the one call that the guest has, or None where it has none or several."""
-        if len(self._pending) == 1:
-            for call in self._pending.values():
-                return call
-        return None
+        return self._pending.sole()
 
     def pending_call(self, id):
         """Return the pending call with this id, or None."""
@@ -178,7 +176,7 @@ cdef class Correlator:
 
     cdef Py_ssize_t load(self) noexcept:
         """Count the calls that are not answered yet."""
-        return len(self._pending) + len(self._queue) + (self._alone != 0)
+        return self._pending.count + len(self._queue) + (self._alone != 0)
 
     cdef bint full(self) noexcept:
         """Tell whether it takes no more calls: its process ends, or has done its share."""
@@ -208,7 +206,7 @@ cdef class Correlator:
                 f"{self._max_request}; send less or raise sidecar.max_request in the manifest",
                 nbytes=PyBytes_GET_SIZE(payload), limit=self._max_request,
                 plugin=self._plugin, slot=slot)
-        if len(self._pending) + len(self._queue) >= self._max_queue:
+        if self._pending.count + len(self._queue) >= self._max_queue:
             raise PluginUnavailable(
                 f"plugin {self._plugin!r} has {self._max_queue} calls pending, as many as "
                 f"sidecar.max_queue allows; slot {slot!r} was not called",
@@ -231,8 +229,7 @@ cdef class Correlator:
         """Let a call wait for the answer to the request with this number."""
         call.heard = self._heard
         call.number = number
-        call.key = number
-        self._pending[call.key] = call
+        self._pending.add(call)
         self._newest = call
         return 0
 
@@ -348,10 +345,10 @@ cdef class Correlator:
             except ValueError:
                 return 0
         elif self._multiplexed:
-            if self._pending.pop(call.key, None) is not None:
+            if self._pending.take(call.number) is not None:
                 if len(self._given_up) >= MAX_GIVEN_UP:
                     del self._given_up[next(iter(self._given_up))]
-                self._given_up[call.key] = None
+                self._given_up[call.number] = None
                 self._put_cancel(call)
             call.done = True  # whoever watches its deadline need not keep it
             call.payload = b""
@@ -403,9 +400,9 @@ cdef class Correlator:
         self._lost = True
         if self._alone:
             self._reason = reason  # for whoever has the channel to itself
-        sent = list(self._pending.values())
+        sent = self._pending.calls()
         unsent = list(self._queue)
-        self._pending.clear()
+        self._pending = PendingCalls()
         self._newest = None
         self._queue.clear()
         self._output.clear()
@@ -540,17 +537,17 @@ cdef class Correlator:
                 f"the host call is {size} bytes, above the limit of {self._pipe.max_line}")
             return 0
         if number:
-            call = self._pending.pop(number, None)
+            call = self._pending.take(number)
             self._multiplexed = self._multiplexed or call is not None
             if call is None:
                 return self._drop(number, {})
-        elif not self._multiplexed and self._pending and line[0] == 123 and (
+        elif not self._multiplexed and self._pending.count == 1 and line[0] == 123 and (
                 kind == "guest_chunk" or kind is None and b'"success"' in begin + end):
             # Of a stream a part is missing now; an answer it is if it looks like one.
-            _, call = self._pending.popitem()
+            call = self._take_sole()
             if kind == "guest_chunk":
                 if call.sink is None:
-                    self._pending[call.key] = call
+                    self._pending.add(call)
                     return 0
                 self._keep_abandoned(call, call.deadline_ns)
         if call is None:
@@ -571,7 +568,7 @@ cdef class Correlator:
     cdef bint _take_invalid_answer(self, const char *line, size_t nbytes) except -1:
         """Fail the call whose answer is begun here, but is no JSON; False where there is none."""
         cdef uint64_t number = first_number(line, nbytes, self._prefix)
-        cdef Call call = self._pending.pop(number, None) if number else None
+        cdef Call call = self._pending.take(number) if number else None
         if call is None:
             return False
         self._take_noise(PyBytes_FromStringAndSize(line, nbytes if nbytes < SHOWN else SHOWN))
@@ -604,7 +601,7 @@ cdef class Correlator:
             return False
         self._multiplexed = self._answered = True
         # The collector may have run meanwhile, and with it the end of whoever made the call.
-        if self._pending.pop(call.key, None) is not None:
+        if self._pending.take(number) is not None:
             self._finish(call, data, None)
         return True
 
@@ -641,7 +638,7 @@ cdef class Correlator:
         try:
             data = take_bytes(message, self._plugin, call.template.slot, self._pipe._segment)
         except ProtocolError as problem:
-            self._pending.pop(call.key, None)
+            self._pending.take(call.number)
             self._finish(call, None, problem.with_traceback(None))
             return 0
         if call.sink.feed(data, nbytes):
@@ -658,7 +655,7 @@ cdef class Correlator:
         if self._multiplexed:
             self._abandon(call)
         else:
-            self._pending.pop(call.key, None)
+            self._pending.take(call.number)
             self._put_cancel(call)
             self._keep_abandoned(call, call.deadline_ns)
         self._finish(call, None, error)
@@ -670,17 +667,16 @@ cdef class Correlator:
         id = message.get("id")
         if type(id) is str and id:
             number = number_of(<str> id, self._prefix)
-            call = self._pending.pop(number, None)
+            call = self._pending.take(number)
             if call is None:
                 return self._drop(number, message)
             self._multiplexed = True
         elif id is None or id == "":
             if not self._multiplexed:
-                if self._pending:
-                    _, call = self._pending.popitem()
-            elif len(self._pending) == 1:
+                call = self._take_sole()
+            elif self._pending.count == 1:
                 # It may belong to this call or be a stray one. Nobody is given it, nobody hangs.
-                _, call = self._pending.popitem()
+                call = self._take_sole()
                 self.stray += 1
                 if not call.abandoned:
                     self._finish(call, None, ProtocolError(
@@ -703,6 +699,11 @@ cdef class Correlator:
         else:
             self._finish(call, data, None)
         return 0
+
+    cdef Call _take_sole(self):
+        """Remove the only pending call and return it, or None where there is none or several."""
+        cdef Call call = self._pending.sole()
+        return None if call is None else self._pending.take(call.number)
 
     cdef int _drop(self, object number, dict message) except -1:
         """Count an answer that belongs to no pending call."""

@@ -13,7 +13,8 @@ from cpython.long cimport PyLong_Check
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_Check
-from cpython.unicode cimport PyUnicode_Check
+from cpython.unicode cimport PyUnicode_Check, PyUnicode_DecodeASCII
+from libc.stdint cimport int64_t
 from libc.string cimport memchr, memcmp, memcpy
 
 import binascii
@@ -49,6 +50,8 @@ cdef str RESERVED = "$bytes"  # names the member of an object that stands for by
 cdef Py_ssize_t COPY_LIMIT = 2048
 
 cdef enum:
+    SCALAR_LIMIT = 64  # bytes of JSON that are looked at for whether they need a parser
+    MAX_DIGITS = 18  # of a number that fits into 64 bits whatever it is
     MAX_DEPTH = 254  # what orjson encodes
 
 cdef enum:
@@ -540,9 +543,49 @@ cdef bytes _scratch = b"\0" * COPY_LIMIT
 cdef bint _scratch_in_use = False
 
 
+cdef object _OTHER = object()
+
+
+cdef object _decode_scalar(const char *text, Py_ssize_t nbytes):
+    """Decode what many slots answer and what needs no parser; _OTHER for all else.
+
+    That is null, a boolean, an integer without a sign, and ASCII text without escapes. To call
+    orjson takes longer than any of them.
+    """
+    cdef Py_ssize_t index
+    cdef int64_t number = 0
+    cdef unsigned char first = <unsigned char> text[0] if nbytes else 0
+    if first == 34:  # "
+        if nbytes < 2 or text[nbytes - 1] != 34:
+            return _OTHER
+        for index in range(1, nbytes - 1):
+            if not 32 <= text[index] <= 126 or text[index] == 34 or text[index] == 92:
+                return _OTHER
+        return PyUnicode_DecodeASCII(text + 1, nbytes - 2, NULL)
+    if 48 <= first <= 57:
+        if first == 48 and nbytes > 1 or nbytes > MAX_DIGITS:
+            return _OTHER
+        for index in range(nbytes):
+            if not 48 <= text[index] <= 57:
+                return _OTHER
+            number = number * 10 + text[index] - 48
+        return number
+    if nbytes == 4 and memcmp(text, b"null", 4) == 0:
+        return None
+    if nbytes == 4 and memcmp(text, b"true", 4) == 0:
+        return True
+    if nbytes == 5 and memcmp(text, b"false", 5) == 0:
+        return False
+    return _OTHER
+
+
 cdef object decode(const char *text, Py_ssize_t nbytes):
     """Decode JSON text that is borrowed for the call. Raises orjson.JSONDecodeError."""
     global _scratch_in_use
+    if nbytes <= SCALAR_LIMIT:
+        value = _decode_scalar(text, nbytes)
+        if value is not _OTHER:
+            return value
     if nbytes < COPY_LIMIT:
         if _scratch_in_use:  # by a call from which the garbage collector has come here
             return _loads(PyBytes_FromStringAndSize(text, nbytes))

@@ -165,7 +165,7 @@ cdef class Leadership(Correlator):
     cdef int _send_queued(self) except -1:
         """Send what waited for the guest to be free, or to show that it returns ids."""
         cdef Call call
-        while self._queue and (self._multiplexed or not self._pending):
+        while self._queue and (self._multiplexed or not self._pending.count):
             call = self._queue.popleft()
             if call.deadline_ns <= monotonic_ns():
                 self._expire(call)
@@ -299,10 +299,7 @@ cdef class Leadership(Correlator):
 
     cdef Call _blocking_call(self):
         """Return the call that the others wait behind, where answers have no ids; or None."""
-        if not self._multiplexed and len(self._pending) == 1:
-            for call in self._pending.values():
-                return call
-        return None
+        return None if self._multiplexed else self._pending.sole()
 
     cdef int _turn_once(self) except -1:
         """Lead for what is ready now; return whether nothing is left to read."""
@@ -348,7 +345,7 @@ cdef class Leadership(Correlator):
             "timeout= or raise sidecar.timeout in the manifest",
             plugin=self._plugin, slot=slot)
         if sent and not self._multiplexed:
-            self._pending.pop(call.key, None)
+            self._pending.take(call.number)
             if late and not call.abandoned:
                 self._keep_abandoned(call, monotonic_ns() + LATE_NS)
             else:
@@ -400,7 +397,7 @@ cdef class Leadership(Correlator):
                 # A full pipe was emptied: there may be more. Otherwise the next wait will tell,
                 # but where answers have no ids none may be left when the next call is sent.
                 if not self._ended and (count >= 65536 or (
-                        self._queue and not self._multiplexed and not self._pending)):
+                        self._queue and not self._multiplexed and not self._pending.count)):
                     continue
             elif count == 0 or count == FAILED:
                 self._take_rest()
@@ -412,7 +409,8 @@ cdef class Leadership(Correlator):
             break
         else:
             # What was taken last may be all there is, and then no wait would end for it.
-            if self._queue and not self._multiplexed and not self._pending and not self._ended:
+            if (self._queue and not self._multiplexed and not self._pending.count
+                    and not self._ended):
                 with nogil:
                     ready = self._pipe.wait(READABLE, 0)
                 drained = ready == 0

@@ -2,14 +2,13 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE
 from libc.stdint cimport int64_t
 
 from zeno_fast._call cimport THREAD, Call
 from zeno_fast._channel cimport Channel
 from zeno_fast._pipe cimport monotonic_ns
 from zeno_fast._slot cimport DirectSlot
-
-from collections import deque
 
 from zeno_fast._call import NotSent
 from zeno_fast.errors import PluginCrashed, PluginUnavailable, SlotError
@@ -18,6 +17,7 @@ from zeno_fast.errors import PluginCrashed, PluginUnavailable, SlotError
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
 
+cdef Py_ssize_t MOST_TAKEN = 256  # places in a window whose calls are gone already
 cdef int64_t SLOW_NS = 1_000_000  # a source that takes longer is not read ahead
 
 
@@ -46,7 +46,8 @@ cdef class Pipeline:
     cdef object _scope
     cdef Py_ssize_t _width
     cdef Py_ssize_t _max_nbytes
-    cdef object _window
+    cdef list _window  # calls that are on their way or answered, in order, from
+    cdef Py_ssize_t _first  # this one on
     cdef tuple _workers  # the processes that take calls now, and
     cdef tuple _channels  # the way to each
     cdef set _used  # processes that were sent any
@@ -66,7 +67,7 @@ cdef class Pipeline:
         self._scope = scope
         self._width = width
         self._max_nbytes = max_nbytes
-        self._window = deque()
+        self._window = []
         self._workers = self._channels = ()
         self._used = set()
 
@@ -76,16 +77,16 @@ cdef class Pipeline:
     def __next__(self):
         cdef Call call
         cdef int64_t later_ns
-        if len(self._window) <= self._width // 2 and (not self._exhausted or self._held):
+        if self._open() <= self._width // 2 and (not self._exhausted or self._held):
             self._fill()
-            while not self._window and (not self._exhausted or self._held):
+            while not self._open() and (not self._exhausted or self._held):
                 self._fill()  # the process that was to have them has just ended
-        if not self._window:
+        if not self._open():
             failure, self._failure = self._failure, None
             if failure is not None:
                 raise failure
             raise StopIteration
-        call = <Call> self._window.popleft()
+        call = self._take_first()
         if not call.done:
             # Its time counts from when the one before it was answered: they wait for each other.
             later_ns = self._slot.deadline_ns(self._timeout) - call.deadline_ns
@@ -123,12 +124,26 @@ cdef class Pipeline:
         cdef Call call
         self._exhausted = True
         self._held = None
-        while self._window:
-            call = <Call> self._window.popleft()
+        while self._open():
+            call = self._take_first()
             (<Channel> call.channel).abandon(call)
             self._slot.hold_late(call.blocks)
         while self._used:
             self._driver.release(self._used.pop())
+
+    cdef Py_ssize_t _open(self) noexcept:
+        """Count the calls whose answers have not been given to the caller."""
+        return PyList_GET_SIZE(self._window) - self._first
+
+    cdef Call _take_first(self):
+        """Take the first of them out of the window."""
+        cdef Call call = <Call> self._window[self._first]
+        self._window[self._first] = None
+        self._first += 1
+        if self._first >= MOST_TAKEN:
+            del self._window[:self._first]
+            self._first = 0
+        return call
 
     cdef object _again(self, Call call):
         return self._driver.exchange(call.template, call.payload, call.deadline_ns, call.scope)
@@ -143,7 +158,7 @@ cdef class Pipeline:
         cdef bytes payload
         cdef Channel channel
         # Where none runs, those calls are failing; they come first.
-        if self._window:
+        if self._open():
             workers = self._driver.running_workers
         else:
             workers = self._driver.workers(deadline_ns)
@@ -160,7 +175,7 @@ cdef class Pipeline:
                 width = min(width, 2 * len(self._channels))
                 break
         try:
-            while len(self._window) < width and nbytes < self._max_nbytes:
+            while self._open() < width and nbytes < self._max_nbytes:
                 before_ns = now_ns
                 payload = self._next_payload()
                 if payload is None:
@@ -204,7 +219,7 @@ cdef class Pipeline:
             channel.begin(call)
         except (NotSent, PluginUnavailable) as error:
             # Either the process has just ended, or others fill its queue.
-            if type(error) is not NotSent and not self._window:
+            if type(error) is not NotSent and not self._open():
                 raise
             self._held = payload
             self._slot.keep_for(payload, call.blocks)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 from concurrent.futures import wait
 
+import orjson
 import pytest
 
-from zeno_fast import PluginManager, ProtocolError, SlotError, SlotTimeout
+from zeno_fast import PluginCrashed, PluginManager, ProtocolError, SlotError, SlotTimeout
 
 NO_IDS = """
 for request in requests():
@@ -117,6 +120,74 @@ def test_answers_may_come_in_any_order(manager, make_plugin):
     futures = [manager.submit("echo", {"n": n}) for n in range(100)]
     assert not wait(futures, 10).not_done
     assert [future.result() for future in futures] == list(range(100))
+
+
+HOLDS_BACK = """
+held = {}
+for request in requests():
+    if lifecycle(request, "echo", "hold", "let_go"):
+        continue
+    value = request["parameters"].get("value")
+    if request["slot_name"] == "hold":
+        held[value] = request
+    elif request["slot_name"] == "let_go":
+        answer(held.pop(value), value)
+        answer(request, len(held))
+    else:
+        answer(request, value)
+"""
+
+
+def test_calls_that_wait_while_thousands_pass_get_their_own_answers(manager, make_plugin):
+    """Whatever their numbers have in common: these are 64 calls apart, over five thousand."""
+    manager.load_plugin(make_plugin(HOLDS_BACK))
+    held = {}
+    for value in range(80):
+        held[value] = manager.submit("hold", {"value": value}, timeout=60)
+        assert [*manager.map("echo", ({"value": n} for n in range(63)))] == [*range(63)]
+    status = manager.get_plugin("scripted").status()
+    assert status["in_flight"] == 80
+    for left, value in enumerate(reversed(range(0, 80, 2))):
+        assert manager.call("let_go", {"value": value}) == 79 - left
+        assert held.pop(value).result(10) == value
+    os.kill(status["pid"], signal.SIGKILL)
+    for future in held.values():
+        assert isinstance(future.exception(10), PluginCrashed)
+    assert manager.call("echo", {"value": 1}) == 1
+    assert manager.get_plugin("scripted").status()["in_flight"] == 0
+
+
+SCALARS = [
+    "0", "7", "-7", "00", "01", "+1", "1.5", "1e3", "999999999999999999", "1000000000000000000",
+    "18446744073709551615", "18446744073709551616", "1 ", " 1", "1x", "null", "nul", "nulL", "true",
+    "True", "false", "falsy", '""', '"', '"a"', '"a', 'a"', '"a"b"', r'"\n"', r'"\u0041"', r'"\"',
+    r'"\\"', '"\x7f"', '"\x01"', '"\t"', '"é"', '"\u2028"', f'"{61 * "x"}"', f'"{70 * "x"}"', "NaN",
+    "Infinity", "-0", "[]", "{}", '"",""', "1,2",
+]  # fmt: skip
+
+
+def test_plain_answers_are_what_a_json_parser_makes_of_them(manager, make_plugin):
+    manager.load_plugin(
+        make_plugin(
+            """
+            for request in requests():
+                if not lifecycle(request, "say"):
+                    text = request["parameters"]["text"]
+                    sys.stdout.write('{"type":"guest_response","id":"%s","success":true,"data":%s}\\n'
+                                     % (request["id"], text))
+                    sys.stdout.flush()
+            """
+        )
+    )
+    for text in SCALARS:
+        try:
+            expected = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            with pytest.raises(ProtocolError):
+                manager.call("say", {"text": text})
+        else:
+            found = manager.call("say", {"text": text})
+            assert (type(found), found) == (type(expected), expected)
 
 
 def test_unknown_repeated_and_malformed_ids_are_never_delivered(manager, make_plugin):
