@@ -22,7 +22,8 @@ COMMAND = Path(sys.executable).parent / "zeno-fast"
 SDK = {
     "c/zeno_ring.h", "c/zeno_shm.h", "c/zeno_guest.h", "c/zeno_guest.c", "c/guest_json.h",
     "c/guest_sidecar.h", "python/guest.py", "go/zeno/go.mod", "go/zeno/link.go",
-    "go/zeno/serve.go", "rust/zeno.rs", "rust/json.rs", "rust/base64.rs", "csharp/ZenoGuest.cs",
+    "go/zeno/serve.go", "rust/zeno.rs", "rust/zeno_buffers.rs", "rust/json.rs", "rust/base64.rs",
+    "csharp/ZenoGuest.cs",
 }  # fmt: skip
 EXAMPLES = PACKAGE / "_examples"
 

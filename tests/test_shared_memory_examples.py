@@ -43,3 +43,14 @@ def test_an_example_inverts_pictures(manager, build_guest, tmp_path, name, trans
         assert answer == b"\xf0" * nbytes
     with pytest.raises(SlotError):
         manager.call(f"{name}.invert", {"picture": 5})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_inverts_what_lies_in_a_buffer(manager, build_guest, tmp_path, name):
+    manager.load_plugin(build_guest(name, tmp_path))
+    buffer = manager.buffer(3 * 5000)
+    picture = np.frombuffer(buffer, "u1").reshape(50, 100, 3)
+    picture[:] = 1
+    answer = np.asarray(manager.call(f"{name}.invert", {"picture": picture}))
+    assert (answer.dtype, answer.shape) == (picture.dtype, picture.shape)
+    assert (answer == 254).all()

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import json
 import os
 import signal
+import socket
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from zeno_fast import PluginCrashed, PluginManager, SlotError, SlotTimeout
+from zeno_fast import Manifest, PluginCrashed, PluginManager, SlotError, SlotTimeout
+from zeno_fast._shm import Arena, Buffer, Segment
+from zeno_fast.sidecar.sharing import BUFFER
 
 RING = 1 << 18  # bytes: the default of `ring_size`
 VALUES = [
@@ -53,10 +63,56 @@ def assert_threads_pass_large_messages(manager: PluginManager, guest: str) -> No
     assert not any(thread.is_alive() for thread in threads)
 
 
+def blocks(pid: int) -> tuple[int, int]:
+    """Count the blocks of a host's memory that a process has mapped, and has descriptors of."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    opened = list(descriptors(pid))
+    return tuple(sum("memfd:zeno_fast" in line for line in lines) for lines in (maps, opened))
+
+
+def descriptors(pid: int) -> Iterator[str]:
+    """Name what a process, which may open and close others meanwhile, has descriptors of."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            yield os.readlink(link)
+
+
+class Alone:
+    """A guest that is spoken to in lines, by a host that would also say what no host says."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], ours: socket.socket) -> None:
+        self.pid = process.pid
+        self._name = name
+        self._process = process
+        self._ours = ours
+
+    def give(self, buffer: Buffer) -> None:
+        self.send(BUFFER.pack(buffer.id, buffer.nbytes), buffer.fd)
+
+    def send(self, message: bytes, *fds: int) -> None:
+        socket.send_fds(self._ours, [message], fds)
+
+    def forget(self, *ids: int) -> None:
+        self._write({"type": "forget_buffers", "buffers": ids})
+
+    def inverts(self, *place: Any) -> bool:
+        """Tell whether the guest finds the bytes at a place."""
+        parameters = {"data": {"$bytes": place}}
+        slot = f"{self._name}.invert"
+        self._write({"type": "guest_call", "id": "1", "slot_name": slot, "parameters": parameters})
+        answer = json.loads(self._process.stdout.readline())
+        return answer["success"]
+
+    def _write(self, message: dict[str, Any]) -> None:
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        self._process.stdin.flush()
+
+
 class RingGuest:
     """Tests of the guest `name`, which a subclass gives."""
 
     name: str
+    announces_buffers = False
 
     @pytest.fixture
     def folder(self, build_guest, tmp_path) -> Path:
@@ -234,3 +290,143 @@ class RingGuest:
         ring.unload_plugin(self.name)
         assert time.monotonic() - began < 1  # it was not killed for its silence
         assert not Path(f"/proc/{pid}").exists()
+
+    @pytest.fixture
+    def taking(self, ring) -> PluginManager:
+        if not self.announces_buffers:
+            pytest.skip("its library does not announce buffers")
+        return ring
+
+    @pytest.fixture
+    def alone(self, folder) -> Iterator[Alone]:
+        if not self.announces_buffers:
+            pytest.skip("its library does not announce buffers")
+        segment, arena = Segment(RING, 1 << 20), Arena(1 << 20)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        offers = {
+            "ZENO_SHM": segment.announcement,
+            "ZENO_ARENA": arena.announcement,
+            "ZENO_BUFFERS": str(theirs.fileno()),
+            "ZENO_PLUGIN_NAME": self.name,
+        }
+        with ours, theirs:
+            process = subprocess.Popen(
+                [folder / Manifest.load(folder).binary],
+                env={**os.environ, **offers},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=(segment.fd, arena.fd, theirs.fileno()),
+            )
+            with process:
+                theirs.close()
+                try:
+                    yield Alone(self.name, process, ours)
+                    process.stdin.close()
+                    assert process.wait(10) == 0
+                finally:
+                    process.kill()
+        segment.close_fd()
+        arena.close()
+
+    def test_a_buffer_goes_to_the_guest_and_back_without_a_copy(self, taking):
+        for nbytes in (1, 4096, 5_000_001):
+            buffer = taking.buffer(nbytes)
+            view = np.frombuffer(buffer, "u1")
+            view[:] = sent = np.frombuffer(some_bytes(nbytes), "u1")
+            answer = taking.call(f"{self.name}.invert", {"data": buffer})
+            assert np.shares_memory(np.asarray(answer), view)
+            assert np.array_equal(view, 255 - sent)  # the guest wrote into it
+            again = taking.call(f"{self.name}.invert", {"data": answer})
+            assert np.shares_memory(np.asarray(again), view)
+            assert np.array_equal(view, sent)
+        assert taking.call(f"{self.name}.invert", {"data": taking.buffer(0)}) == b""
+
+    def test_a_part_of_a_buffer_is_all_that_the_guest_gets(self, taking):
+        buffer = taking.buffer(10_000)
+        view = np.frombuffer(buffer, "u1")
+        for begin, end in [(0, 1), (4090, 4100), (5, 5), (9999, 10_000), (1, 9999)]:
+            view[:] = 1
+            part = memoryview(buffer)[begin:end]
+            answer = np.asarray(taking.call(f"{self.name}.invert", {"data": part}))
+            assert answer.tolist() == [254] * (end - begin)
+            assert np.shares_memory(answer, view) == (end > begin)
+            assert np.count_nonzero(view == 254) == end - begin
+            assert np.count_nonzero(view == 1) == 10_000 - (end - begin)
+
+    def test_buffers_that_are_gone_are_forgotten(self, taking):
+        pid = taking.get_plugin(self.name).status()["pid"]
+        before = blocks(pid)
+        held = [taking.buffer(10_000) for _ in range(100)]
+        for buffer in held:
+            assert taking.call(f"{self.name}.invert", {"data": buffer}) == b"\xff" * 10_000
+        assert blocks(pid) == (before[0] + 100, before[1])
+        del buffer, held
+        gc.collect()
+        for _ in range(100):  # the host says so when it next looks after its plugins
+            taking.call(f"{self.name}.echo", {"value": 1})
+            if blocks(pid) == before:
+                break
+            time.sleep(0.05)
+        assert blocks(pid) == before
+
+    def test_a_guest_that_is_started_again_gets_the_buffer_again(self, taking):
+        buffer = taking.buffer(100_000)
+        view = np.frombuffer(buffer, "u1")
+        taking.call(f"{self.name}.invert", {"data": buffer})
+        future = taking.submit(f"{self.name}.sleep", {"seconds": 30})
+        os.kill(taking.get_plugin(self.name).status()["pid"], signal.SIGKILL)
+        assert isinstance(future.exception(5), PluginCrashed)
+        answer = np.asarray(taking.call(f"{self.name}.invert", {"data": buffer}))
+        assert np.shares_memory(answer, view)
+        assert not view.any()
+
+    def test_places_outside_of_a_buffer_are_the_guests_error(self, alone):
+        buffer = Buffer(5000)
+        alone.give(buffer)
+        most = 2**64 - 1
+        for offset, nbytes in [
+            (0, 5001), (4999, 2), (5000, 1), (5001, 0), (0, 8192), (1, most), (most, 1), (most, 2),
+            (2**63, 2**63), (1, 2**63 - 1), (2**63 - 1, 1), (-1, 1), (0, -1), (0.5, 1),
+        ]:  # fmt: skip
+            assert not alone.inverts(offset, nbytes, buffer.id)
+        assert alone.inverts(5000, 0, buffer.id)
+        assert alone.inverts(4999, 1, buffer.id)
+        assert bytes(buffer) == bytes(4999) + b"\xff"
+        for id in (buffer.id + 1, -1, 0.5):
+            assert not alone.inverts(0, 1, id)
+        assert alone.inverts(0, 5000, buffer.id)
+
+    def test_a_buffer_that_no_call_referred_to_is_forgotten_as_well(self, alone):
+        used, unused, last = Buffer(1), Buffer(1), Buffer(1)
+        assert alone.inverts(0, 1)  # it is up now, and has its arenas
+        before = blocks(alone.pid)
+        for buffer in (used, unused, last):
+            alone.give(buffer)
+        assert alone.inverts(0, 1, used.id)
+        alone.forget(unused.id, used.id)
+        assert alone.inverts(0, 1, last.id)
+        alone.forget(last.id)
+        assert not alone.inverts(0, 1, unused.id)
+        assert blocks(alone.pid) == before
+
+    def test_what_is_no_buffer_is_passed_over(self, alone):
+        assert alone.inverts(0, 1)
+        before = blocks(alone.pid)
+        buffer, other = Buffer(100), Buffer(100)
+        reader, writer = os.pipe()  # which nobody can map
+        alone.send(BUFFER.pack(buffer.id, 100))
+        alone.send(b"short", buffer.fd)
+        alone.send(BUFFER.pack(1 << 40, 100), reader)
+        alone.send(BUFFER.pack(1 << 41, 2**64 - 1), buffer.fd)
+        alone.send(BUFFER.pack(other.id, 100), other.fd, buffer.fd)  # the second is in the way
+        alone.give(buffer)
+        began = time.monotonic()
+        assert alone.inverts(0, 100, buffer.id)
+        assert not alone.inverts(0, 100, 1 << 40)
+        assert not alone.inverts(0, 100, 1 << 41)
+        assert time.monotonic() - began < 0.9  # nobody waited for any of them
+        assert bytes(buffer) == b"\xff" * 100
+        assert blocks(alone.pid) == (before[0] + 2, before[1])
+        assert os.readlink(f"/proc/self/fd/{reader}") not in descriptors(alone.pid)
+        os.close(reader)
+        os.close(writer)

@@ -7,3 +7,4 @@ from sidecar.ring_guest import RingGuest
 
 class TestRust(RingGuest):
     name = "rust-ring"
+    announces_buffers = True

@@ -5,7 +5,7 @@ mod json;
 mod zeno;
 
 const INFO: &str =
-    r#"{"name":"negative-rust","version":"1.0.0","features":["shm","arena","binary"]}"#;
+    r#"{"name":"negative-rust","version":"1.0.0","features":["shm","arena","binary","buffers"]}"#;
 const SLOTS: &str = r#"[{"name":"negative-rust.invert","description":"Invert every byte of a picture",
 "inputs":{"picture":{"type":"any","required":true,"description":"Bytes or an array"}}}]"#;
 
@@ -16,7 +16,13 @@ fn main() -> std::io::Result<()> {
         let slot = json::member(message, "slot_name").and_then(json::inside);
         let (id, slot) = match (json::member(message, "id"), slot) {
             (Some(id), Some(slot)) => (id, slot),
-            _ => continue, // no call
+            _ => {
+                // No call, but perhaps buffers that, as the host says, nobody has any more.
+                let gone = json::items(json::member(message, "buffers").unwrap_or(b"[]"));
+                gone.filter_map(json::number)
+                    .for_each(|id| link.forget_buffer(id));
+                continue;
+            }
         };
         let answer = match slot {
             b"plugin_init" => Some(INFO.to_string()),
@@ -40,6 +46,7 @@ fn main() -> std::io::Result<()> {
 }
 
 /// Answer a picture with every byte inverted, as elements of the same type and in the same shape.
+/// One in a buffer is inverted where it is.
 fn invert(link: &mut zeno::Link, picture: &[u8]) -> Option<String> {
     let sent = json::member(picture, "$bytes")?;
     let mut about = String::new();
@@ -54,6 +61,12 @@ fn invert(link: &mut zeno::Link, picture: &[u8]) -> Option<String> {
     } else {
         let mut place = json::items(sent).map(json::number::<u64>);
         let (offset, nbytes) = (place.next()??, place.next()??);
+        if let Some(id) = place.next() {
+            let bytes = link.buffer_bytes(id?, offset, nbytes)?;
+            bytes.iter_mut().for_each(|byte| *byte = !*byte);
+            let same = String::from_utf8_lossy(sent);
+            return Some(format!(r#"{{"$bytes":{same}{about}}}"#));
+        }
         if let Some((from, offset, to)) = link.bytes_and_new(offset, nbytes, nbytes) {
             for (byte, inverted) in from.iter().zip(to) {
                 *inverted = !byte;

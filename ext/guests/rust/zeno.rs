@@ -1,7 +1,8 @@
 //! How a sidecar in Rust hears its host and answers: lines, or shared memory.
 //!
-//! Copy this file into a crate and write `mod zeno;`. It needs nothing but std, Rust 1.63 or newer,
-//! and a 64-bit Unix. In edition 2024 its `extern "C"` block has to be `unsafe extern "C"`.
+//! Copy this file and zeno_buffers.rs into one folder of a crate and write `mod zeno;`. They need
+//! nothing but std, Rust 1.63 or newer, and a 64-bit Unix. In edition 2024 an `extern "C"` block
+//! has to be `unsafe extern "C"`.
 //!
 //! ```ignore
 //! let mut link = zeno::Link::open(); // before anything is read or printed
@@ -33,6 +34,9 @@ use std::sync::atomic::{fence, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[path = "zeno_buffers.rs"] // where it lies beside this file, whatever this one is called
+mod buffers;
+
 const VERSION: u32 = 1;
 const TO_GUEST: usize = 256; // the control blocks of the two rings
 const TO_HOST: usize = 512;
@@ -62,6 +66,7 @@ pub struct Link {
     segment: Option<Segment>,
     host_arena: Option<Mapping>,
     own_arena: Arena,
+    buffers: buffers::Buffers,
     ring: Option<Ring>,
     input: BufReader<Descriptor>,
     output: Descriptor,
@@ -69,7 +74,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Take up what the host offers in ZENO_SHM and ZENO_ARENA; lines where that is nothing.
+    /// Take up what the host offers in its variables; lines where that is nothing.
     pub fn open() -> Link {
         Link {
             segment: env::var("ZENO_SHM")
@@ -79,6 +84,7 @@ impl Link {
                 .ok()
                 .and_then(|value| Mapping::attach(&value)),
             own_arena: Arena { blocks: Vec::new() },
+            buffers: buffers::Buffers::open(),
             ring: None,
             input: BufReader::with_capacity(65536, Descriptor::new(0)),
             output: Descriptor::new(1),
@@ -656,8 +662,15 @@ impl Mapping {
     fn attach(announced: &str) -> Option<Mapping> {
         let (fd, size) = announced.split_once(':')?;
         let (fd, size) = (fd.parse().ok()?, size.parse().ok()?);
-        if cfg!(not(target_pointer_width = "64")) || !(RINGS..=isize::MAX as usize).contains(&size)
-        {
+        if size < RINGS {
+            return None;
+        }
+        Mapping::of(fd, size)
+    }
+
+    /// Map what lies behind a descriptor, which may be closed then; None where that fails.
+    fn of(fd: c_int, size: usize) -> Option<Mapping> {
+        if cfg!(not(target_pointer_width = "64")) || size > isize::MAX as usize {
             return None;
         }
         // SAFETY: the system chooses a free place, so that nothing else is changed by this.
@@ -717,7 +730,7 @@ impl Mapping {
         }
     }
 
-    /// Bytes of an arena, or None where they would not be inside.
+    /// Bytes of an arena or of a buffer, or None where they would not be inside.
     fn slice(&mut self, offset: u64, nbytes: u64) -> Option<&mut [u8]> {
         let size = self.size as u64;
         if offset > size || nbytes > size - offset {
@@ -725,7 +738,8 @@ impl Mapping {
         }
         let (offset, nbytes) = (offset as usize, nbytes as usize);
         // SAFETY: inside, and borrowed as long as the mapping. The host leaves blocks alone that
-        // are ours, until we say by a message that we have done with them.
+        // are ours, until we say by a message that we have done with them; so does who sent a
+        // buffer.
         Some(unsafe { slice::from_raw_parts_mut(self.at(offset, nbytes), nbytes) })
     }
 }

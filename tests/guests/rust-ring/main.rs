@@ -25,7 +25,10 @@ fn main() -> io::Result<()> {
             json::member(message, "slot_name"),
         ) {
             (Some(id), Some(slot)) => (id, json::inside(slot).unwrap_or(slot)),
-            _ => continue, // no call
+            _ => {
+                forget_buffers(&mut link, message); // no call
+                continue;
+            }
         };
         answer.clear();
         answer.extend_from_slice(br#"{"type":"guest_response","id":"#);
@@ -49,12 +52,22 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
+/// Let go of the buffers that a message names, if it names any.
+fn forget_buffers(link: &mut zeno::Link, message: &[u8]) {
+    let ids = json::items(json::member(message, "buffers").unwrap_or(b"[]"));
+    ids.filter_map(json::number)
+        .for_each(|id| link.forget_buffer(id));
+}
+
 fn info(link: &zeno::Link, name: &str) -> String {
-    let features = match (link.offers_ring(), link.offers_arena()) {
-        (true, true) => r#""shm","arena""#,
-        (true, false) => r#""shm""#,
-        _ => "",
-    };
+    let features = [
+        (link.offers_ring(), r#""shm""#),
+        (link.offers_arena(), r#""arena""#),
+        (link.offers_buffers(), r#""buffers""#),
+    ];
+    let offered = features.iter().filter(|feature| feature.0);
+    let features = offered.map(|feature| feature.1).collect::<Vec<_>>();
+    let features = features.join(",");
     let about = format!(r#""name":"{name}","version":"1.0.0","author":"tests""#);
     format!(r#"true,"data":{{{about},"features":[{features}]}}"#)
 }
@@ -98,7 +111,8 @@ fn run(link: &mut zeno::Link, slot: &[u8], parameters: &[u8], answer: &mut Vec<u
     }
 }
 
-/// Answer bytes with every bit inverted; None, and no answer, where none were sent.
+/// Answer bytes with every bit inverted; None, and no answer, where none were sent. Those in a
+/// buffer are inverted where they are.
 fn invert(link: &mut zeno::Link, sent: &[u8], answer: &mut Vec<u8>) -> Option<()> {
     let mut bytes;
     if let Some(text) = json::inside(sent) {
@@ -106,6 +120,14 @@ fn invert(link: &mut zeno::Link, sent: &[u8], answer: &mut Vec<u8>) -> Option<()
     } else {
         let mut place = json::items(sent).map(json::number::<u64>);
         let (offset, nbytes) = (place.next()??, place.next()??);
+        if let Some(id) = place.next() {
+            let bytes = link.buffer_bytes(id?, offset, nbytes)?;
+            bytes.iter_mut().for_each(|byte| *byte = !*byte);
+            answer.extend_from_slice(br#"true,"data":{"$bytes":"#);
+            answer.extend_from_slice(sent);
+            answer.extend_from_slice(br#"},"binary":true"#);
+            return Some(());
+        }
         if let Some((from, offset, to)) = link.bytes_and_new(offset, nbytes, nbytes) {
             for (byte, inverted) in from.iter().zip(to) {
                 *inverted = !byte;
