@@ -23,7 +23,7 @@ SDK = {
     "c/zeno_ring.h", "c/zeno_shm.h", "c/zeno_guest.h", "c/zeno_guest.c", "c/guest_json.h",
     "c/guest_sidecar.h", "python/guest.py", "go/zeno/go.mod", "go/zeno/link.go",
     "go/zeno/serve.go", "rust/zeno.rs", "rust/zeno_buffers.rs", "rust/json.rs", "rust/base64.rs",
-    "csharp/ZenoGuest.cs",
+    "csharp/ZenoGuest.cs", "csharp/ZenoBuffers.cs",
 }  # fmt: skip
 EXAMPLES = PACKAGE / "_examples"
 

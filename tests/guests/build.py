@@ -89,7 +89,7 @@ DOTNET_RECIPE = (
     " && cc -O2 -DDOTNET_ROOT_DEFAULT={dotnet_root} {here}/dotnet/apphost.c -ldl"
     " -o DotnetPlugin.exe"
 )
-DOTNET_RING_RECIPE = DOTNET_RECIPE.replace("Program.cs", "Program.cs {library}/ZenoGuest.cs")
+DOTNET_RING_RECIPE = DOTNET_RECIPE.replace("Program.cs", "Program.cs {library}/*.cs")
 GUESTS = {
     "c-wasm": Guest(HERE / "c-wasm", "wasm-c", C_WASM_RECIPE),
     "go-wasm": Guest(

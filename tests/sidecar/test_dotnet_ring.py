@@ -7,3 +7,4 @@ from sidecar.ring_guest import RingGuest
 
 class TestDotnet(RingGuest):
     name = "dotnet-ring"
+    announces_buffers = True

@@ -2,7 +2,7 @@
 //
 // Copy this file into a project of .NET 8 or newer that has
 // <AllowUnsafeBlocks>true</AllowUnsafeBlocks>. It needs no package. Shared memory is for 64-bit
-// Linux; elsewhere, messages go in lines.
+// Linux; elsewhere, messages go in lines. ZenoBuffers.cs beside it adds the host's buffers.
 //
 //     using var link = Zeno.Link.Open(); // before anything is read or printed
 //     while (link.Receive(out var message)) {
@@ -29,7 +29,7 @@ using System.Threading;
 namespace Zeno;
 
 /// <summary>A sidecar's end of the way to its host.</summary>
-public sealed class Link : IDisposable {
+public sealed partial class Link : IDisposable {
     private readonly Segment? _segment;
     private readonly Mapping? _hostArena;
     private readonly Patience _patience = new();
@@ -112,7 +112,10 @@ public sealed class Link : IDisposable {
         _writer = null;
         _segment?.Memory.Dispose();
         _hostArena?.Dispose();
+        DisposeBuffers();
     }
+
+    partial void DisposeBuffers();
 
     private bool ReceiveLine(out ReadOnlyMemory<byte> message) {
         message = default;
@@ -510,6 +513,12 @@ internal sealed unsafe class Mapping : IDisposable {
             || !long.TryParse(parts[1], NumberStyles.None, culture, out var size)
             || size < Segment.Rings)
             return null;
+        return Of(fd, size);
+    }
+
+    /// <summary>Map what lies behind a descriptor, which may be closed then; null where that
+    /// fails.</summary>
+    public static Mapping? Of(int fd, long size) {
         var at = Posix.Map(fd, size);
         return at == null ? null : new Mapping(at, size);
     }

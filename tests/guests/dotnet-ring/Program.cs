@@ -9,8 +9,10 @@ var answer = new ArrayBufferWriter<byte>();
 using var link = Zeno.Link.Open();
 while (link.Receive(out var message)) {
     using var request = JsonDocument.Parse(message);
-    if (!request.RootElement.TryGetProperty("slot_name", out var slotName))
+    if (!request.RootElement.TryGetProperty("slot_name", out var slotName)) {
+        ForgetBuffers(request.RootElement);
         continue; // no call
+    }
     var slot = slotName.GetString()!;
     answer.Clear();
     using (var json = new Utf8JsonWriter(answer, new() { SkipValidation = true })) {
@@ -24,6 +26,14 @@ while (link.Receive(out var message)) {
     link.Send(answer.WrittenSpan);
     if (slot == "plugin_init")
         link.UseRing();
+}
+
+// Let go of the buffers that a message names, if it names any.
+void ForgetBuffers(JsonElement message) {
+    if (!message.TryGetProperty("buffers", out var ids))
+        return;
+    foreach (var id in ids.EnumerateArray())
+        link.ForgetBuffer(id.GetUInt64());
 }
 
 // Write the members of an answer that follow its id.
@@ -91,6 +101,8 @@ void WriteInfo(Utf8JsonWriter json) {
         json.WriteStringValue("shm");
     if (link.OffersArena)
         json.WriteStringValue("arena");
+    if (link.OffersBuffers)
+        json.WriteStringValue("buffers");
     json.WriteEndArray();
     json.WriteEndObject();
 }
@@ -114,16 +126,19 @@ void WriteSlots(Utf8JsonWriter json) {
     json.WriteEndArray();
 }
 
-// Answer bytes with every bit inverted, which were sent as base64 or as their place.
+// Answer bytes with every bit inverted, which were sent as base64 or as their place. Those in a
+// buffer are inverted where they are.
 void Invert(Utf8JsonWriter json, JsonElement sent) {
     Span<byte> from;
-    if (sent.ValueKind == JsonValueKind.String) {
+    var isText = sent.ValueKind == JsonValueKind.String;
+    var isBuffer = !isText && sent.GetArrayLength() == 3;
+    if (isText) {
         from = sent.GetBytesFromBase64();
-    } else if (!link.Bytes(sent[0].GetInt64(), sent[1].GetInt64(), out from)) {
+    } else if (!Find(sent, out from)) {
         Fail(json, "these are no bytes");
         return;
     }
-    var shares = sent.ValueKind != JsonValueKind.String;
+    var shares = !isText && !isBuffer;
     long offset = 0;
     if (!shares || !link.NewBytes(from.Length, out offset, out var to)) {
         shares = false;
@@ -134,10 +149,22 @@ void Invert(Utf8JsonWriter json, JsonElement sent) {
     Data(json);
     json.WriteStartObject();
     json.WritePropertyName("$bytes");
-    if (shares)
+    if (isBuffer)
+        sent.WriteTo(json);
+    else if (shares)
         json.WriteRawValue(string.Create(CultureInfo.InvariantCulture, $"[{offset},{to.Length}]"));
     else
         json.WriteBase64StringValue(to);
     json.WriteEndObject();
     json.WriteBoolean("binary", true);
+}
+
+// Find bytes that were sent as their place.
+bool Find(JsonElement place, out Span<byte> bytes) {
+    bytes = default;
+    if (!place[0].TryGetInt64(out var offset) || !place[1].TryGetInt64(out var nbytes))
+        return false;
+    if (place.GetArrayLength() == 2)
+        return link.Bytes(offset, nbytes, out bytes);
+    return place[2].TryGetUInt64(out var id) && link.BufferBytes(id, offset, nbytes, out bytes);
 }
