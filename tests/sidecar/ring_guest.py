@@ -80,9 +80,9 @@ def descriptors(pid: int) -> Iterator[str]:
 class Alone:
     """A guest that is spoken to in lines, by a host that would also say what no host says."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], ours: socket.socket) -> None:
+    def __init__(self, slot: str, process: subprocess.Popen[bytes], ours: socket.socket) -> None:
         self.pid = process.pid
-        self._name = name
+        self._slot = slot
         self._process = process
         self._ours = ours
 
@@ -98,8 +98,8 @@ class Alone:
     def inverts(self, *place: Any) -> bool:
         """Tell whether the guest finds the bytes at a place."""
         parameters = {"data": {"$bytes": place}}
-        slot = f"{self._name}.invert"
-        self._write({"type": "guest_call", "id": "1", "slot_name": slot, "parameters": parameters})
+        call = {"id": "1", "slot_name": self._slot, "parameters": parameters, "binary": True}
+        self._write({"type": "guest_call", **call})
         answer = json.loads(self._process.stdout.readline())
         return answer["success"]
 
@@ -112,7 +112,7 @@ class RingGuest:
     """Tests of the guest `name`, which a subclass gives."""
 
     name: str
-    announces_buffers = False
+    in_place = "invert"  # which slot inverts what lies in a buffer where it is
 
     @pytest.fixture
     def folder(self, build_guest, tmp_path) -> Path:
@@ -292,15 +292,7 @@ class RingGuest:
         assert not Path(f"/proc/{pid}").exists()
 
     @pytest.fixture
-    def taking(self, ring) -> PluginManager:
-        if not self.announces_buffers:
-            pytest.skip("its library does not announce buffers")
-        return ring
-
-    @pytest.fixture
     def alone(self, folder) -> Iterator[Alone]:
-        if not self.announces_buffers:
-            pytest.skip("its library does not announce buffers")
         segment, arena = Segment(RING, 1 << 20), Arena(1 << 20)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         offers = {
@@ -320,7 +312,7 @@ class RingGuest:
             with process:
                 theirs.close()
                 try:
-                    yield Alone(self.name, process, ours)
+                    yield Alone(f"{self.name}.{self.in_place}", process, ours)
                     process.stdin.close()
                     assert process.wait(10) == 0
                 finally:
@@ -328,55 +320,58 @@ class RingGuest:
         segment.close_fd()
         arena.close()
 
-    def test_a_buffer_goes_to_the_guest_and_back_without_a_copy(self, taking):
+    def invert(self, manager: PluginManager, data: Any) -> memoryview:
+        return manager.call(f"{self.name}.{self.in_place}", {"data": data})
+
+    def test_a_buffer_goes_to_the_guest_and_back_without_a_copy(self, ring):
         for nbytes in (1, 4096, 5_000_001):
-            buffer = taking.buffer(nbytes)
+            buffer = ring.buffer(nbytes)
             view = np.frombuffer(buffer, "u1")
             view[:] = sent = np.frombuffer(some_bytes(nbytes), "u1")
-            answer = taking.call(f"{self.name}.invert", {"data": buffer})
+            answer = self.invert(ring, buffer)
             assert np.shares_memory(np.asarray(answer), view)
             assert np.array_equal(view, 255 - sent)  # the guest wrote into it
-            again = taking.call(f"{self.name}.invert", {"data": answer})
+            again = self.invert(ring, answer)
             assert np.shares_memory(np.asarray(again), view)
             assert np.array_equal(view, sent)
-        assert taking.call(f"{self.name}.invert", {"data": taking.buffer(0)}) == b""
+        assert self.invert(ring, ring.buffer(0)) == b""
 
-    def test_a_part_of_a_buffer_is_all_that_the_guest_gets(self, taking):
-        buffer = taking.buffer(10_000)
+    def test_a_part_of_a_buffer_is_all_that_the_guest_gets(self, ring):
+        buffer = ring.buffer(10_000)
         view = np.frombuffer(buffer, "u1")
         for begin, end in [(0, 1), (4090, 4100), (5, 5), (9999, 10_000), (1, 9999)]:
             view[:] = 1
             part = memoryview(buffer)[begin:end]
-            answer = np.asarray(taking.call(f"{self.name}.invert", {"data": part}))
+            answer = np.asarray(self.invert(ring, part))
             assert answer.tolist() == [254] * (end - begin)
             assert np.shares_memory(answer, view) == (end > begin)
             assert np.count_nonzero(view == 254) == end - begin
             assert np.count_nonzero(view == 1) == 10_000 - (end - begin)
 
-    def test_buffers_that_are_gone_are_forgotten(self, taking):
-        pid = taking.get_plugin(self.name).status()["pid"]
+    def test_buffers_that_are_gone_are_forgotten(self, ring):
+        pid = ring.get_plugin(self.name).status()["pid"]
         before = blocks(pid)
-        held = [taking.buffer(10_000) for _ in range(100)]
+        held = [ring.buffer(10_000) for _ in range(100)]
         for buffer in held:
-            assert taking.call(f"{self.name}.invert", {"data": buffer}) == b"\xff" * 10_000
+            assert self.invert(ring, buffer) == b"\xff" * 10_000
         assert blocks(pid) == (before[0] + 100, before[1])
         del buffer, held
         gc.collect()
         for _ in range(100):  # the host says so when it next looks after its plugins
-            taking.call(f"{self.name}.echo", {"value": 1})
+            ring.call(f"{self.name}.echo", {"value": 1})
             if blocks(pid) == before:
                 break
             time.sleep(0.05)
         assert blocks(pid) == before
 
-    def test_a_guest_that_is_started_again_gets_the_buffer_again(self, taking):
-        buffer = taking.buffer(100_000)
+    def test_a_guest_that_is_started_again_gets_the_buffer_again(self, ring):
+        buffer = ring.buffer(100_000)
         view = np.frombuffer(buffer, "u1")
-        taking.call(f"{self.name}.invert", {"data": buffer})
-        future = taking.submit(f"{self.name}.sleep", {"seconds": 30})
-        os.kill(taking.get_plugin(self.name).status()["pid"], signal.SIGKILL)
+        self.invert(ring, buffer)
+        future = ring.submit(f"{self.name}.sleep", {"seconds": 30})
+        os.kill(ring.get_plugin(self.name).status()["pid"], signal.SIGKILL)
         assert isinstance(future.exception(5), PluginCrashed)
-        answer = np.asarray(taking.call(f"{self.name}.invert", {"data": buffer}))
+        answer = np.asarray(self.invert(ring, buffer))
         assert np.shares_memory(answer, view)
         assert not view.any()
 
@@ -414,7 +409,6 @@ class RingGuest:
         before = blocks(alone.pid)
         buffer, other = Buffer(100), Buffer(100)
         reader, writer = os.pipe()  # which nobody can map
-        alone.send(BUFFER.pack(buffer.id, 100))
         alone.send(b"short", buffer.fd)
         alone.send(BUFFER.pack(1 << 40, 100), reader)
         alone.send(BUFFER.pack(1 << 41, 2**64 - 1), buffer.fd)

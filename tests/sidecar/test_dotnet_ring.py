@@ -7,4 +7,3 @@ from sidecar.ring_guest import RingGuest
 
 class TestDotnet(RingGuest):
     name = "dotnet-ring"
-    announces_buffers = True

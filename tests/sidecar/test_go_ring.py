@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 from guests.build import LIBRARIES, missing_toolchain, search_path
 from sidecar.ring_guest import RingGuest, inverted, is_shared, some_bytes
 
+from zeno_fast import PluginManager
+
 ALONE = {"GOTOOLCHAIN": "local", "GOPROXY": "off", "GOFLAGS": "", "CGO_ENABLED": "0"}
 
 
 class TestGo(RingGuest):
     name = "go-ring"
+    in_place = "invert_in_place"
 
     def test_slots_that_are_not_quick_are_worked_on_at_the_same_time(self, either):
         began = time.monotonic()
@@ -44,6 +48,39 @@ class TestGo(RingGuest):
         assert answer == inverted(array.tobytes())
         assert is_shared(answer) == (either.get_plugin("go-ring").status()["transport"] == "shm")
 
+    def test_of_a_buffer_any_part_comes_and_goes(self, ring):
+        buffer = ring.buffer(10_000)
+        part = memoryview(buffer)[5000:5010]
+        answer = invert_in_place(ring, part, begin=3, end=7)
+        assert answer == bytes([255]) * 4
+        assert np.shares_memory(np.asarray(answer), np.asarray(part)[3:7])
+        assert bytes(memoryview(buffer)[4999:5012]) == bytes(4) + bytes([255]) * 4 + bytes(5)
+        assert invert_in_place(ring, part, begin=10) == b""
+
+    def test_an_answer_beside_a_buffer_leaves_it_as_it_was(self, ring):
+        buffer = ring.buffer(5000)
+        memoryview(buffer)[:] = some_bytes(5000)
+        assert ring.call("go-ring.invert", {"data": buffer}) == inverted(some_bytes(5000))
+        assert memoryview(buffer) == some_bytes(5000)
+
+    def test_buffers_and_bytes_are_told_apart_by_either_transport(self, either):
+        buffer = either.buffer(100)
+        shares = either.get_plugin("go-ring").status()["transport"] == "shm"
+        for data in (bytes(100), buffer, bytes(100)):
+            answer = invert_in_place(either, data)
+            assert answer == bytes([255]) * 100
+            assert is_shared(answer) == shares
+        assert bytes(memoryview(buffer)) == bytes([255 if shares else 0]) * 100
+
+    def test_buffers_of_calls_at_once_are_not_mixed_up(self, ring):
+        buffers = [ring.buffer(1000 + n) for n in range(100)]
+        for n, buffer in enumerate(buffers):
+            memoryview(buffer)[:] = bytes([n]) * len(buffer)
+        sent = ({"data": buffer} for buffer in reversed(buffers))
+        answers = ring.map("go-ring.invert_in_place", sent)
+        for n, answer in zip(reversed(range(100)), answers, strict=True):
+            assert answer == memoryview(buffers[n]) == bytes([255 - n]) * (1000 + n)
+
     def test_a_slot_that_it_has_not_is_its_error_over_the_ring(self, manager, folder):
         with (folder / "manifest.yaml").open("a") as manifest:
             manifest.write("slots:\n  - name: go-ring.nowhere\n  - name: go-ring.echo\n")
@@ -51,6 +88,10 @@ class TestGo(RingGuest):
         response = manager.execute_slot("go-ring", "go-ring.nowhere", {})
         assert (response.success, response.error) == (False, "unknown slot go-ring.nowhere")
         assert manager.call("go-ring.echo", {"value": 1}) == 1
+
+
+def invert_in_place(manager: PluginManager, data: Any, **part: int) -> memoryview:
+    return manager.call("go-ring.invert_in_place", {"data": data, **part})
 
 
 @pytest.fixture(scope="module")

@@ -7,4 +7,3 @@ from sidecar.ring_guest import RingGuest
 
 class TestRust(RingGuest):
     name = "rust-ring"
-    announces_buffers = True

@@ -19,6 +19,8 @@ type parameters struct {
 	Seconds float64         `json:"seconds"`
 	Lines   *int            `json:"lines"`
 	Data    json.RawMessage `json:"data"`
+	Begin   int             `json:"begin"`
+	End     *int            `json:"end"`
 }
 
 type object = map[string]any
@@ -69,6 +71,23 @@ func invert(call *zeno.Call, p *parameters) (any, error) {
 	return inverted, nil
 }
 
+// invertInPlace writes to the bytes that it got, and answers with those.
+func invertInPlace(call *zeno.Call, p *parameters) (any, error) {
+	data, err := call.Bytes(p.Data)
+	if err != nil {
+		return nil, err
+	}
+	end := len(data)
+	if p.End != nil {
+		end = *p.End
+	}
+	part := data[p.Begin:end]
+	for i, b := range part {
+		part[i] = ^b
+	}
+	return call.AnswerBytes(part), nil
+}
+
 func main() {
 	name := os.Getenv("ZENO_PLUGIN_NAME")
 	if name == "" {
@@ -96,6 +115,7 @@ func main() {
 	seconds := object{"type": "number", "required": true}
 	lines := object{"type": "int", "default": 10}
 	data := object{"type": "any", "required": true}
+	part := object{"data": data, "begin": object{"type": "int"}, "end": object{"type": "int"}}
 	err := zeno.Serve(name, "1.0.0", []zeno.Slot{
 		slot("echo", "Answer the value as it came", value, true, echo),
 		slot("later", "The same from a goroutine of its own", value, false, echo),
@@ -106,6 +126,7 @@ func main() {
 		slot("spam", "Print noise, then answer", object{"lines": lines}, false, spam),
 		slot("count", "Count the calls so far", object{}, true, count),
 		slot("invert", "Invert every bit of some bytes", object{"data": data}, false, invert),
+		slot("invert_in_place", "Invert them where they are", part, false, invertInPlace),
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "go guest:", err)

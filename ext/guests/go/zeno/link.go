@@ -50,6 +50,7 @@ type Link struct {
 	segment   segment
 	hostArena []byte // nil where the host shares none
 	arena     arena
+	buffers   buffers
 	usesRing  bool
 	reader    reader
 	patience  patience
@@ -59,19 +60,22 @@ type Link struct {
 	writer  writer
 }
 
-// Open takes up what the host offers in ZENO_SHM and ZENO_ARENA, and the standard streams.
+// Open takes up what the host offers in ZENO_SHM, ZENO_ARENA and ZENO_BUFFERS, and the standard
+// streams.
 func Open() *Link {
 	link := newLink(os.Stdin, os.Stdout)
 	link.segment, _ = attachSegment(os.Getenv("ZENO_SHM"))
 	link.hostArena = attachMemory(os.Getenv("ZENO_ARENA"))
 	if link.OffersArena() {
-		link.arena = arena{memory: link.segment.arena}
+		link.arena.memory = link.segment.arena
+		link.buffers.socket = openSocket(os.Getenv("ZENO_BUFFERS"))
 	}
 	return link
 }
 
 func newLink(input, output *os.File) *Link {
 	link := &Link{output: output, lines: bufio.NewReaderSize(input, 1<<16)}
+	link.buffers.socket = -1
 	link.sleeper.open(input)
 	return link
 }
@@ -225,11 +229,7 @@ func (link *Link) OffersArena() bool { return link.hostArena != nil && link.Offe
 //
 // They are the guest's to read and to write until it has answered that request, and not longer.
 func (link *Link) Bytes(offset, nbytes uint64) ([]byte, error) {
-	size := uint64(len(link.hostArena))
-	if offset > size || nbytes > size-offset {
-		return nil, errors.New("zeno: there are no such bytes")
-	}
-	return link.hostArena[offset : offset+nbytes : offset+nbytes], nil
+	return partOf(link.hostArena, offset, nbytes)
 }
 
 // NewBytes takes room for bytes to answer with, which hold whatever was there.

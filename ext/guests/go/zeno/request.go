@@ -5,14 +5,16 @@ import (
 	"encoding/json"
 )
 
-// request is a call of a slot. Its parts lie in the message.
+// request is a call of a slot, or what the host says besides. Its parts lie in the message.
 type request struct {
-	ID         json.RawMessage `json:"id"` // as it came, to be repeated
-	SlotName   string          `json:"slot_name"`
+	ID         json.RawMessage `json:"id"`        // as it came, to be repeated
+	SlotName   string          `json:"slot_name"` // empty where it is no call
 	Parameters json.RawMessage `json:"parameters"`
+	Type       string          `json:"type"`    // "" where it is spelt as usual
+	Buffers    []uint64        `json:"buffers"` // to forget
 }
 
-// parseRequest reads a message; its SlotName is empty where it is no call.
+// parseRequest reads a message.
 func parseRequest(message []byte) (request, error) {
 	if call, ok := parseUsual(message); ok {
 		return call, nil
@@ -49,7 +51,9 @@ func parseUsual(message []byte) (request, bool) {
 	if end == 0 || end == len(rest) {
 		return request{}, false
 	}
-	return request{id, string(slot[1 : len(slot)-1]), rest[:end:end]}, true
+	return request{
+		ID: id, SlotName: string(slot[1 : len(slot)-1]), Parameters: rest[:end:end],
+	}, true
 }
 
 // cutString takes a string without escapes, with its quotes, from the begin of a text.

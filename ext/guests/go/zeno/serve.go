@@ -27,6 +27,7 @@ type Slot struct {
 type Call struct {
 	link  *Link
 	taken []*Bytes
+	parts []part
 }
 
 // Serve answers calls through the standard streams, or shared memory where the host offers it.
@@ -69,7 +70,12 @@ func (link *Link) Serve(name, version string, slots []Slot) error {
 			continue
 		}
 		if request.SlotName == "" {
-			continue // the host says something that is no call
+			if request.Type == "forget_buffers" {
+				for _, id := range request.Buffers {
+					link.ForgetBuffer(id)
+				}
+			}
+			continue // what else the host says that is no call needs no answer either
 		}
 		slot := byName[request.SlotName]
 		if slot != nil && !slot.Quick {
@@ -93,6 +99,9 @@ func (link *Link) features() []string {
 	}
 	if link.OffersArena() {
 		features = append(features, "arena")
+	}
+	if link.OffersBuffers() {
+		features = append(features, "buffers")
 	}
 	return features
 }
@@ -120,6 +129,9 @@ func (link *Link) answer(slot *Slot, request request) error {
 		if bytes.room != nil && (err != nil || !bytes.sent) {
 			link.DropBytes(bytes.offset)
 		}
+	}
+	for _, part := range call.parts {
+		link.buffers.release(part.buffer)
 	}
 	return link.Send(message)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -346,6 +347,11 @@ func TestRequestsAreReadAlikeInBothWays(t *testing.T) {
 	}
 	call, err := parseRequest([]byte(`{"type":"cancel","id":"z"}`))
 	if err != nil || call.SlotName != "" {
+		t.Error(call, err)
+	}
+	call, err = parseRequest([]byte(`{"type":"forget_buffers","buffers":[1,18446744073709551615]}`))
+	if err != nil || call.SlotName != "" || call.Type != "forget_buffers" ||
+		!slices.Equal(call.Buffers, []uint64{1, 1<<64 - 1}) {
 		t.Error(call, err)
 	}
 }
