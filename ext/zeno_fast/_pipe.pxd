@@ -56,6 +56,7 @@ cdef class Pipe:
     cdef zb_reader _reader
     cdef int _marks  # tokens that are to come with what is read
     cdef bint _alone
+    cdef int _most_awake  # threads of this process, at the same time
     cdef bint _widened
     cdef int _misses
     cdef int _skip
@@ -79,6 +80,7 @@ cdef class Pipe:
     cdef Py_ssize_t _missed(self, int most) noexcept nogil
     cdef Py_ssize_t _wait_awake(self, int64_t most_ns) noexcept nogil
     cdef Py_ssize_t _spin_shared(self, int64_t most_ns) noexcept nogil
+    cdef Py_ssize_t _yield_to_guest(self, int64_t most_ns) noexcept nogil
     cdef bint _was_woken(self) noexcept nogil
     cdef Py_ssize_t _block(self) noexcept nogil
     cdef int _make_room(self) noexcept nogil

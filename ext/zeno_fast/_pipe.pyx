@@ -84,6 +84,22 @@ cdef extern from * nogil:
     """
     int sigpipe_ends_us()
 
+cdef extern from * nogil:
+    """
+    #include <pthread.h>
+    static int threads_awake; /* that yield the processor until a guest has answered */
+    static int add_awake(int more)
+    {
+        return __atomic_add_fetch(&threads_awake, more, __ATOMIC_RELAXED);
+    }
+    static void forget_awake(void) { threads_awake = 0; }
+    static int forget_awake_in_children(void) { return pthread_atfork(NULL, NULL, forget_awake); }
+    """
+    int add_awake(int more)
+    int forget_awake_in_children()
+
+forget_awake_in_children()  # where they have no memory for it, they just sleep sooner
+
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
         pass
@@ -176,6 +192,7 @@ cdef class Pipe:
         self.exit_fd = exit_fd
         # With one processor to run on, the guest cannot run while this process waits for it awake.
         self._alone = zeno_fast.platforms.processors() == 1
+        self._most_awake = max(1, zeno_fast.platforms.processors() // 2)
         zb_open(&self._reader, read_fd)  # where that cannot be, `wait` does it all
 
     cdef int _make_room(self) noexcept nogil:
@@ -296,7 +313,7 @@ cdef class Pipe:
         That may be as long as it takes to wake it: once both sides sleep, each would wake the other
         for every call, and only one that waits for longer can end it.
         """
-        cdef int64_t began, elapsed, limit, before
+        cdef Py_ssize_t count = AGAIN
         cdef int _
         if self._stirred:
             return self.fill()
@@ -307,9 +324,17 @@ cdef class Pipe:
                 self._collect()
                 return 1
             zr_pause()
-        began = monotonic_ns()
-        limit = min(most_ns, 2 * self._typical_ns + SPIN_NS // 3)
-        elapsed = 0
+        # Each takes a processor, and so does its guest: more would keep guests from running.
+        if add_awake(1) <= self._most_awake:
+            count = self._yield_to_guest(most_ns)
+        add_awake(-1)
+        return count
+
+    cdef Py_ssize_t _yield_to_guest(self, int64_t most_ns) noexcept nogil:
+        cdef int64_t began = monotonic_ns()
+        cdef int64_t limit = min(most_ns, 2 * self._typical_ns + SPIN_NS // 3)
+        cdef int64_t elapsed = 0
+        cdef int64_t before
         while True:
             sched_yield()
             before = elapsed
