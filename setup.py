@@ -35,6 +35,8 @@ extensions = [
         "_statistics",
         "_shm",
         "_guest_ring",
+        "_posix",
+        "_ring_end",
         "_pipe",
         "_nesting",
         "_call",

@@ -9,19 +9,11 @@ from zeno_fast._call cimport FUTURE, LOOP, THREAD, Call, RequestTemplate
 from zeno_fast._correlator cimport MAX_UNREAD
 from zeno_fast._envelope cimport decode
 from zeno_fast._leadership cimport Leadership
+from zeno_fast._lines cimport CORRUPT, LINE, LONG_LINE, NO_LINE
 from zeno_fast._messages cimport match_answer
 from zeno_fast._output cimport SMALL
-from zeno_fast._pipe cimport (
-    AGAIN,
-    CORRUPT,
-    FAILED,
-    INTERRUPTED,
-    LINE,
-    LONG_LINE,
-    NO_LINE,
-    monotonic_ns,
-    zb_forks,
-)
+from zeno_fast._pipe cimport AGAIN, FAILED, INTERRUPTED, zb_forks
+from zeno_fast._posix cimport monotonic_ns
 
 from zeno_fast._call import NotSent
 from zeno_fast.errors import PluginUnavailable, UsageError

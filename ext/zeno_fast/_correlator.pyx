@@ -12,6 +12,7 @@ from libc.string cimport memcpy
 
 from zeno_fast._call cimport LOOP, THREAD, Call, RequestTemplate
 from zeno_fast._envelope cimport decode, release_blocks, take_bytes, take_data
+from zeno_fast._lines cimport CORRUPT, LINE, NO_LINE
 from zeno_fast._messages cimport (
     MAX_DIGITS,
     SHOWN,
@@ -29,7 +30,8 @@ from zeno_fast._messages cimport (
 from zeno_fast._nesting cimport current_host_call
 from zeno_fast._output cimport SMALL, Output
 from zeno_fast._pending cimport PendingCalls
-from zeno_fast._pipe cimport CORRUPT, LINE, NO_LINE, Pipe, monotonic_ns
+from zeno_fast._pipe cimport Pipe
+from zeno_fast._posix cimport monotonic_ns
 from zeno_fast._statistics cimport SlotStatistics
 
 import secrets
@@ -633,10 +635,10 @@ cdef class Correlator:
         elif (id is None or id == "") and not self._multiplexed:
             call = self.sole_call()
         if call is None or call.abandoned or call.sink is None:
-            release_blocks(message, self._pipe._segment)
+            release_blocks(message, self._pipe.segment)
             return 0
         try:
-            data = take_bytes(message, self._plugin, call.template.slot, self._pipe._segment)
+            data = take_bytes(message, self._plugin, call.template.slot, self._pipe.segment)
         except ProtocolError as problem:
             self._pending.take(call.number)
             self._finish(call, None, problem.with_traceback(None))
@@ -690,10 +692,10 @@ cdef class Correlator:
         if call.abandoned:
             call.done = True  # nothing of it is due any more
             self.late += 1
-            release_blocks(message, self._pipe._segment)
+            release_blocks(message, self._pipe.segment)
             return 0
         try:
-            data = take_data(message, self._plugin, call.template.slot, self._pipe._segment)
+            data = take_data(message, self._plugin, call.template.slot, self._pipe.segment)
         except (SlotError, ProtocolError) as error:
             self._finish(call, None, error.with_traceback(None))
         else:
@@ -707,7 +709,7 @@ cdef class Correlator:
 
     cdef int _drop(self, object number, dict message) except -1:
         """Count an answer that belongs to no pending call."""
-        release_blocks(message, self._pipe._segment)
+        release_blocks(message, self._pipe.segment)
         if self._given_up.pop(number, self) is not self:
             self.late += 1
         else:

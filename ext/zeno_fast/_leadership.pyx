@@ -22,8 +22,8 @@ from zeno_fast._pipe cimport (
     READABLE,
     WRITABLE,
     Pipe,
-    monotonic_ns,
 )
+from zeno_fast._posix cimport monotonic_ns
 
 from zeno_fast.errors import PluginCrashed, SlotTimeout, UsageError
 
@@ -95,7 +95,7 @@ cdef class Leadership(Correlator):
     @property
     def resting(self):
         """Whether the guest writes to its stdout with what it puts into shared memory next."""
-        return self._pipe.resting
+        return self._pipe.shared and self._pipe.ring.resting
 
     @property
     def led_by_thread(self):
@@ -244,8 +244,8 @@ cdef class Leadership(Correlator):
 
     cdef int _stand_in(self) except -1:
         """Let those rest who watched for bytes that announce what is in shared memory."""
-        if self._pipe.resting:
-            self._pipe.stir()
+        if self._pipe.shared and self._pipe.ring.resting:
+            self._pipe.ring.stir()
             for watcher in self._watchers:
                 watcher.stand_down()
         return 0

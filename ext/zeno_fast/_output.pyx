@@ -10,7 +10,8 @@ from libc.string cimport memcpy
 import _signal  # whose functions cost a tenth of what the wrappers in `signal` do
 from collections import deque
 
-from zeno_fast._pipe cimport Pipe, widen, write_once, write_unkilled
+from zeno_fast._pipe cimport Pipe
+from zeno_fast._posix cimport widen, write_once, write_unkilled
 
 cdef object _getsignal = _signal.getsignal
 cdef object _DEFAULT = _signal.SIG_DFL
@@ -116,7 +117,7 @@ cdef class Output:
                 self.full = False
                 return 0
             if sent < 0 and not self.broken:
-                if self._pipe.has_room():
+                if self._pipe.shared and self._pipe.ring.has_room():
                     continue  # whoever was told of it may have found this one writing
                 self.full = True
                 return 0
@@ -176,14 +177,14 @@ cdef class Output:
         """Write once to shared memory, as `_write` does."""
         cdef Py_ssize_t sent
         if nbytes <= BRIEF:
-            sent = self._pipe.put(data, nbytes)
+            sent = self._pipe.ring.put(data, nbytes)
         else:
             self.writing = True
             with nogil:
-                sent = self._pipe.put(data, nbytes)
+                sent = self._pipe.ring.put(data, nbytes)
             self.writing = False
         if sent > 0:
             self.written += sent
-        elif self._pipe.corrupt:
+        elif self._pipe.ring.corrupt:
             self.broken = True
         return sent

@@ -1,6 +1,8 @@
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 
-from zeno_fast._shm cimport Segment, zr_reader, zr_writer
+from zeno_fast._lines cimport LongLine
+from zeno_fast._ring_end cimport RingEnd
+from zeno_fast._shm cimport Segment
 
 cdef enum:
     READABLE = 1
@@ -19,24 +21,6 @@ cdef enum:
     NO_MEMORY = -3
     INTERRUPTED = -4
 
-cdef enum:
-    NO_LINE = 0
-    LINE = 1
-    LONG_LINE = 2
-    CORRUPT = 3
-    HEAD = 512  # bytes that are kept of a line above the limit, of its begin and of its end
-
-cdef int64_t monotonic_ns() noexcept nogil
-cdef void widen(int fd) noexcept nogil
-cdef Py_ssize_t write_once(int fd, const char *data, size_t nbytes, int *error) noexcept nogil
-cdef Py_ssize_t write_unkilled(
-    int fd, const char *data, size_t nbytes, int *error) noexcept nogil
-
-cdef struct LongLine:  # what is kept of a line above the limit
-    size_t nbytes  # that have come of it; 0 while none does
-    char begin[HEAD]
-    char end[HEAD]
-
 cdef class Pipe:
     cdef readonly int read_fd
     cdef readonly int write_fd
@@ -49,7 +33,6 @@ cdef class Pipe:
     cdef size_t _end
     cdef size_t _scanned
     cdef LongLine _long  # of stdout
-    cdef LongLine _long_message  # of the ring
     cdef const char *_long_end
     cdef readonly size_t max_line
     cdef size_t long_nbytes  # of the last line above the limit
@@ -61,18 +44,11 @@ cdef class Pipe:
     cdef int _misses
     cdef int _skip
     cdef readonly bint shared  # messages go through shared memory, and stdout has only noise
-    cdef readonly bint corrupt  # what is shared makes no sense any more
-    cdef bint resting  # the guest writes a byte with what it sends next
+    cdef RingEnd ring  # or None, and
+    cdef Segment segment  # that it lies in
     cdef bint _stirred  # there was something on stdout
     cdef unsigned int _turns
     cdef int64_t _typical_ns  # that a guest which is awake takes to answer
-    cdef Segment _segment
-    cdef zr_reader _in
-    cdef zr_writer _out
-    cdef uint64_t _wanted  # bytes for which `_out` had no room
-    cdef char *_message
-    cdef size_t _message_nbytes
-    cdef size_t _message_capacity
     cdef Py_ssize_t fill(self) noexcept nogil
     cdef Py_ssize_t fill_soon(self, int64_t left_ns) noexcept nogil
     cdef Py_ssize_t spin(self) noexcept nogil
@@ -86,15 +62,6 @@ cdef class Pipe:
     cdef int _make_room(self) noexcept nogil
     cdef Py_ssize_t _without_marks(self, Py_ssize_t count) noexcept nogil
     cdef bint rest(self) noexcept nogil
-    cdef void stir(self) noexcept nogil
-    cdef Py_ssize_t put(self, const char *data, size_t nbytes) noexcept nogil
-    cdef bint has_room(self) noexcept nogil
-    cdef bint _wait_for_room(self, uint64_t wanted) noexcept nogil
-    cdef void _nudge(self) noexcept nogil
-    cdef void _collect(self) noexcept nogil
-    cdef bint _take_record(self, int64_t count) noexcept nogil
-    cdef int _next_message(self, const char **line, size_t *nbytes) noexcept nogil
-    cdef int _make_message_room(self, size_t nbytes) noexcept nogil
     cdef bytes long_end(self)
     cdef Py_ssize_t buffered(self) noexcept nogil
     cdef int next_line(self, const char **line, size_t *nbytes) noexcept nogil

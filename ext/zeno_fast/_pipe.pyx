@@ -5,18 +5,17 @@ The descriptors are non-blocking. Nothing here decides anything; the channel doe
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EINTR, EPIPE, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memchr, memcpy, memmove
+from libc.string cimport memchr, memmove
+
+from zeno_fast._lines cimport HEAD, LINE, LONG_LINE, LongLine, NO_LINE, keep_part
+from zeno_fast._posix cimport WIDE_PIPE, monotonic_ns, use_huge_pages, widen
+from zeno_fast._ring_end cimport RingEnd
+from zeno_fast._shm cimport Segment, zr_is_ready, zr_pause
 
 import os
-
-from zeno_fast._shm cimport (
-    Segment, ZR_EMPTY, ZR_FULL, ZR_MORE, zr_is_ready, zr_must_wake_reader, zr_must_wake_writer,
-    zr_next, zr_pause, zr_publish, zr_put_some, zr_room, zr_reader_awake, zr_reader_rests, zr_take,
-    zr_wanted, zr_writer_may_sleep, zs_open_rings,
-)
 
 import zeno_fast.platforms
 
@@ -32,57 +31,6 @@ cdef extern from "<poll.h>" nogil:
         short revents
     int poll(pollfd *fds, nfds_t nfds, int timeout)
     int POLLIN, POLLOUT, POLLHUP, POLLERR
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec *now)
-    int CLOCK_MONOTONIC
-
-cdef extern from * nogil:
-    """
-    #include <fcntl.h>
-    #ifndef F_SETPIPE_SZ
-    #define F_SETPIPE_SZ 0
-    #endif
-    """
-    int F_SETPIPE_SZ
-    int fcntl(int fd, int command, int argument)
-
-cdef extern from * nogil:
-    """
-    #include <stdint.h>
-    #if defined(__linux__)
-    #include <sys/mman.h>
-    #endif
-    /* Most of the time that a large message takes beside its copying goes into page faults. */
-    static void use_huge_pages(char *memory, size_t nbytes)
-    {
-    #ifdef MADV_HUGEPAGE
-        const uintptr_t huge = (uintptr_t)1 << 21;
-        const uintptr_t begin = ((uintptr_t)memory + huge - 1) & ~(huge - 1);
-        const uintptr_t end = ((uintptr_t)memory + nbytes) & ~(huge - 1);
-        if (begin < end)
-            madvise((void *)begin, end - begin, MADV_HUGEPAGE);
-    #else
-        (void)memory;
-        (void)nbytes;
-    #endif
-    }
-    """
-    void use_huge_pages(char *memory, size_t nbytes)
-
-cdef extern from * nogil:
-    """
-    #include <signal.h>
-    static int sigpipe_ends_us(void)
-    {
-        struct sigaction action;
-        return sigaction(SIGPIPE, NULL, &action) != 0 || action.sa_handler == SIG_DFL;
-    }
-    """
-    int sigpipe_ends_us()
 
 cdef extern from * nogil:
     """
@@ -100,17 +48,6 @@ cdef extern from * nogil:
 
 forget_awake_in_children()  # where they have no memory for it, they just sleep sooner
 
-cdef extern from "<signal.h>" nogil:
-    ctypedef struct sigset_t:
-        pass
-    int sigemptyset(sigset_t *signals)
-    int sigaddset(sigset_t *signals, int number)
-    int sigismember(const sigset_t *signals, int number)
-    int sigpending(sigset_t *signals)
-    int pthread_sigmask(int how, const sigset_t *signals, sigset_t *before)
-    int sigtimedwait(const sigset_t *signals, void *info, const timespec *timeout)
-    int SIGPIPE, SIG_BLOCK, SIG_SETMASK
-
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
@@ -127,32 +64,17 @@ cdef extern from "zeno_blocking_read.h" nogil:
 cdef int64_t SPIN_NS = 30_000
 cdef int64_t PATIENT_NS = 100_000  # one that was asleep, within this; a thread may wait so long
 cdef int64_t BUSY_NS = 8_000  # that giving up the processor takes where others want it
-cdef uint64_t BATCH = 8192  # bytes of a ring after which what was written is published
 cdef int PAUSES = 60  # of the processor's own kind, before the first yield: a microsecond or two
 cdef int64_t BLOCK_NS = 20_000_000  # a deadline this near is left to `wait`
 cdef int MISSES = 3  # waits in vain in a row after which it is left for a while
 
 cdef size_t CHUNK = 64 * 1024  # what a Linux pipe holds, so one read empties it
-cdef size_t WIDE = 512 * 1024  # what a pipe is made to hold for larger messages
 cdef size_t RELAXED = 1024 * 1024  # a larger buffer is given back once it is empty
 
 
 cdef uint32_t zb_forks() noexcept:
     """Return how many forks lie between this process and the first one that had a pipe."""
     return zb_generation()
-
-
-cdef int64_t monotonic_ns() noexcept nogil:
-    """Read the clock of time.monotonic_ns."""
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t> now.tv_sec * 1000000000 + now.tv_nsec
-
-
-cdef void widen(int fd) noexcept nogil:
-    """Let a pipe hold more, for large messages, where the system allows it."""
-    if F_SETPIPE_SZ:
-        fcntl(fd, F_SETPIPE_SZ, <int> WIDE)
 
 
 @cython.final
@@ -172,7 +94,7 @@ cdef class Pipe:
     def __cinit__(self):
         self.read_fd = self.write_fd = self.exit_fd = -1
         self._wake_in = self._wake_out = -1
-        self._buffer = self._message = NULL
+        self._buffer = NULL
         self._reader.fd = -1
         self._typical_ns = SPIN_NS // 4
 
@@ -211,10 +133,10 @@ cdef class Pipe:
             return 0
         if self._long.nbytes or self._end - self._start > self.max_line:
             # Half a chunk at the least was read since it was called last.
-            _keep(&self._long, self._buffer + self._start, self._end - self._start)
+            keep_part(&self._long, self._buffer + self._start, self._end - self._start)
             self._start = self._end = self._scanned = 0
             return 0
-        if self._capacity >= WIDE and not self._widened:
+        if self._capacity >= WIDE_PIPE and not self._widened:
             self._widened = True
             widen(self.read_fd)
         capacity = self._capacity * 2
@@ -234,12 +156,12 @@ cdef class Pipe:
         cdef Py_ssize_t count
         if not self.shared:
             return self._fill_lines()
-        if not self._stirred and zr_is_ready(&self._in):
-            self._collect()
+        if not self._stirred and zr_is_ready(&self.ring.reader):
+            self.ring.collect()
             return 1
         self._stirred = False
         count = self._fill_lines()
-        return 1 if count <= 0 and zr_is_ready(&self._in) else count
+        return 1 if count <= 0 and zr_is_ready(&self.ring.reader) else count
 
     cdef Py_ssize_t _fill_lines(self) noexcept nogil:
         """Read once from stdout, as `fill` does."""
@@ -318,10 +240,10 @@ cdef class Pipe:
         if self._stirred:
             return self.fill()
         for _ in range(PAUSES if not self._alone else 0):
-            if zr_is_ready(&self._in):
+            if zr_is_ready(&self.ring.reader):
                 self._typical_ns -= self._typical_ns // 8
                 self._misses = 0
-                self._collect()
+                self.ring.collect()
                 return 1
             zr_pause()
         # Each takes a processor, and so does its guest: more would keep guests from running.
@@ -339,10 +261,10 @@ cdef class Pipe:
             sched_yield()
             before = elapsed
             elapsed = monotonic_ns() - began
-            if zr_is_ready(&self._in):
+            if zr_is_ready(&self.ring.reader):
                 self._typical_ns += (elapsed - self._typical_ns) // 8
                 self._misses = 0
-                self._collect()
+                self.ring.collect()
                 return 1
             # Where somebody else had the processor meanwhile, others have more use for it.
             if elapsed >= limit or elapsed - before > BUSY_NS:
@@ -377,20 +299,21 @@ cdef class Pipe:
         if status:
             return status
         if self.rest():
-            self.stir()
+            self.ring.stir()
             return 1
         count = zb_read(
             &self._reader, self._buffer + self._end, self._capacity - self._end, &marked)
         interrupted = count < 0 and errno == EINTR
-        self.stir()
+        if self.shared:
+            self.ring.stir()
         self._marks += marked
         if count > 0:
             self._end += <size_t> count
             count = self._without_marks(count)
-            if self.shared and (zr_is_ready(&self._in) | self._was_woken()):
-                return 1 if zr_is_ready(&self._in) else AGAIN
+            if self.shared and (zr_is_ready(&self.ring.reader) | self._was_woken()):
+                return 1 if zr_is_ready(&self.ring.reader) else AGAIN
             return count if count else AGAIN
-        if self.shared and zr_is_ready(&self._in):
+        if self.shared and zr_is_ready(&self.ring.reader):
             return 1
         if count == 0 and not marked:
             return 0
@@ -423,7 +346,7 @@ cdef class Pipe:
     cdef Py_ssize_t buffered(self) noexcept nogil:
         """Return how many bytes of an unfinished line were read, and one more for the ring."""
         cdef Py_ssize_t count = <Py_ssize_t> (self._end - self._start)
-        if self.shared and (self.corrupt or zr_is_ready(&self._in)):
+        if self.shared and (self.ring.corrupt or zr_is_ready(&self.ring.reader)):
             count += 1
         return count
 
@@ -438,7 +361,9 @@ cdef class Pipe:
         cdef size_t size
         cdef int taken
         if self.shared:
-            taken = self._next_message(line, nbytes)
+            taken = self.ring.next_message(line, nbytes)
+            if taken == LONG_LINE:
+                return self._cut(&self.ring.long_message, line, nbytes)
             if taken != NO_LINE:
                 return taken
         if self._scanned >= self._end:
@@ -457,7 +382,7 @@ cdef class Pipe:
 
     cdef int _cut(self, LongLine *kept, const char **line, size_t *nbytes) noexcept nogil:
         """Take what is kept of a line above the limit, whose last part is given."""
-        _keep(kept, line[0], nbytes[0])
+        keep_part(kept, line[0], nbytes[0])
         self.long_nbytes = kept.nbytes
         self._long_end = kept.end
         kept.nbytes = 0
@@ -481,179 +406,26 @@ cdef class Pipe:
             return self._cut(&self._long, text, nbytes)
         return LINE if nbytes[0] else NO_LINE
 
-    # -- shared memory ------------------------------------------------------------------------
-
     def use_ring(self, Segment segment):
         """Send and take messages through shared memory from now on.
 
         What comes on stdout counts as before; the guest must have said that it reads the ring, and
         nothing may be on its way to it.
         """
-        zs_open_rings(&segment.segment, True, &self._in, &self._out)
-        self._segment = segment
+        self.ring = RingEnd(segment, self.write_fd, self.max_line)
+        self.segment = segment
         self.shared = True
         self.rest()
 
     cdef bint rest(self) noexcept nogil:
-        """Have the guest write a byte with what it sends next; return whether it has sent some.
-
-        From any thread: only who reads may take it back, for somebody else may be asleep by then.
-        """
-        if not self.shared:
-            return False
-        self.resting = True
-        return zr_reader_rests(&self._in)
-
-    cdef void stir(self) noexcept nogil:
-        """Spare the guest the byte: this thread reads, and looks for itself."""
-        if self.resting:
-            self.resting = False
-            zr_reader_awake(&self._in)
-
-    cdef Py_ssize_t put(self, const char *data, size_t nbytes) noexcept nogil:
-        """Put lines, or a part of one, into the ring, as far as there is room.
-
-        Returns how many bytes that were; -1 for none.
-        """
-        cdef size_t at = 0
-        cdef size_t length
-        cdef int64_t pushed
-        cdef uint64_t published = self._out.head
-        cdef const char *end
-        while at < nbytes:
-            end = <const char *> memchr(data + at, 10, nbytes - at)
-            length = nbytes - at if end is NULL else <size_t> (end - data) - at
-            pushed = zr_put_some(&self._out, data + at, length, ZR_MORE if end is NULL else 0)
-            if pushed == ZR_FULL or self._out.head - published > BATCH:
-                published = self._out.head
-                zr_publish(&self._out)
-            if pushed == ZR_FULL:
-                if zr_must_wake_reader(&self._out):
-                    self._nudge()
-                if not self._wait_for_room(zr_wanted(&self._out, length)):
-                    break
-            elif pushed < 0:
-                self.corrupt = True
-                break
-            else:
-                at += <size_t> pushed
-                if <size_t> pushed == length and end is not NULL:
-                    at += 1
-        if self._out.head != published:
-            zr_publish(&self._out)
-        if at and zr_must_wake_reader(&self._out):
-            self._nudge()
-        return <Py_ssize_t> at if at else -1
-
-    cdef bint has_room(self) noexcept nogil:
-        """Return whether the guest has made the room that the last `put` had waited for in vain.
-
-        Where it has not, it will say so when it has, again if it has done so already.
-        """
-        return self.shared and not self.corrupt and not zr_writer_may_sleep(
-            &self._out, self._wanted)
-
-    cdef bint _wait_for_room(self, uint64_t wanted) noexcept nogil:
-        """Wait a moment for the guest to read; where that is in vain it says so when it has."""
-        cdef int64_t until = monotonic_ns() + SPIN_NS
-        self._wanted = wanted
-        while not self._alone and 0 <= zr_room(&self._out, wanted) < <int64_t> wanted:
-            if monotonic_ns() > until:
-                break
-            sched_yield()
-        return not zr_writer_may_sleep(&self._out, wanted)
-
-    cdef void _nudge(self) noexcept nogil:
-        """Wake the guest, which waits for its stdin; a full pipe does so already."""
-        cdef char byte = 10
-        cdef int error = 0
-        if self.write_fd < 0:
-            return
-        if sigpipe_ends_us():
-            write_unkilled(self.write_fd, &byte, 1, &error)
-        else:
-            write_once(self.write_fd, &byte, 1, &error)
-
-    cdef int _next_message(self, const char **line, size_t *nbytes) noexcept nogil:
-        """Take the next message from the ring, as `next_line` does, into memory of our own."""
-        cdef uint32_t flags = 0
-        cdef int64_t count
-        cdef size_t at
-        while not self.corrupt:
-            count = zr_next(&self._in, &flags)
-            if count == ZR_EMPTY:
-                return NO_LINE
-            if count < 0 or not self._take_record(count):
-                break
-            if flags & ZR_MORE:
-                continue
-            at = self._message_nbytes
-            self._message_nbytes = 0
-            line[0] = self._message
-            nbytes[0] = at
-            if self._long_message.nbytes or at > self.max_line:
-                return self._cut(&self._long_message, line, nbytes)
-            return LINE
-        self.corrupt = True
-        return CORRUPT
-
-    cdef void _collect(self) noexcept nogil:
-        """Take the pieces of a message that comes in several, but for the last one.
-
-        While the guest writes them there is no use in doing anything else.
-        """
-        cdef uint32_t flags = 0
-        cdef int64_t count, until
-        while True:
-            count = zr_next(&self._in, &flags)
-            if count < 0 or not flags & ZR_MORE or not self._take_record(count):
-                return
-            until = monotonic_ns() + SPIN_NS
-            while not zr_is_ready(&self._in):
-                if self._alone or monotonic_ns() > until:
-                    return
-                sched_yield()
-
-    cdef bint _take_record(self, int64_t nbytes) noexcept nogil:
-        """Add the next record to the message; return False where there is no memory for it."""
-        if self._message_nbytes > self.max_line:  # of which only the ends are kept
-            _keep(&self._long_message, self._message, self._message_nbytes)
-            self._message_nbytes = 0
-        if not self._make_message_room(<size_t> nbytes):
-            return False
-        zr_take(&self._in, self._message + self._message_nbytes, <uint32_t> nbytes)
-        if self._in.head == self._in.tail and zr_must_wake_writer(&self._in):
-            self._nudge()
-        self._message_nbytes += <size_t> nbytes
-        return True
-
-    cdef int _make_message_room(self, size_t nbytes) noexcept nogil:
-        """Have room for this much more of a message; return whether there is."""
-        cdef size_t capacity = self._message_capacity
-        cdef char *grown
-        if capacity - self._message_nbytes >= nbytes and capacity:
-            return True
-        capacity = max(capacity, CHUNK)
-        while capacity - self._message_nbytes < nbytes:
-            capacity *= 2
-        grown = <char *> realloc(self._message, capacity)
-        if grown is NULL:
-            return False
-        use_huge_pages(grown, capacity)
-        self._message = grown
-        self._message_capacity = capacity
-        return True
-
-    # -- both ---------------------------------------------------------------------------------
+        """Have the guest write a byte with what it sends next; return whether it has sent some."""
+        return self.shared and self.ring.rest()
 
     cdef void relax(self) noexcept nogil:
         """Give back large buffers that are empty."""
         cdef char *shrunk
-        if self._message_capacity > RELAXED and not self._message_nbytes:
-            shrunk = <char *> realloc(self._message, CHUNK)
-            if shrunk is not NULL:
-                self._message = shrunk
-                self._message_capacity = CHUNK
+        if self.shared:
+            self.ring.relax()
         if self._capacity > RELAXED and self._start == self._end:
             shrunk = <char *> realloc(self._buffer, CHUNK)
             if shrunk is not NULL:
@@ -675,7 +447,7 @@ cdef class Pipe:
         cdef int count
         if self.shared:
             if interest & READABLE and self.rest():
-                self.stir()
+                self.ring.stir()
                 return READABLE
             # A guest that has made room for what waits says so on stdout, too.
             if interest & WRITABLE:
@@ -696,7 +468,8 @@ cdef class Pipe:
                 left = (left + 999999) // 1000000
                 timeout = <int> left if left < 0x7fffffff else 0x7fffffff
         count = poll(fds, 4, timeout)
-        self.stir()
+        if self.shared:
+            self.ring.stir()
         if count < 0:
             return AGAIN
         if count == 0:
@@ -728,6 +501,8 @@ cdef class Pipe:
         cdef int fd = self.write_fd
         if fd >= 0:
             self.write_fd = -1
+            if self.ring is not None:
+                self.ring.wake_fd = -1
             os.close(fd)
 
     def close(self):
@@ -740,55 +515,9 @@ cdef class Pipe:
                 os.close(fd)
         self.read_fd = self._wake_in = self._wake_out = -1
         self.exit_fd = -1
-        self.shared = self.resting = False
-        self._segment = None
+        self.shared = False
+        self.ring = self.segment = None
 
     def __dealloc__(self):
         zb_close(&self._reader)
         free(self._buffer)
-        free(self._message)
-
-
-cdef void _keep(LongLine *kept, const char *part, size_t nbytes) noexcept nogil:
-    """Note a part of a line above the limit; the first one has HEAD bytes at the least."""
-    if not kept.nbytes:
-        memcpy(kept.begin, part, HEAD)
-    if nbytes >= HEAD:
-        memcpy(kept.end, part + nbytes - HEAD, HEAD)
-    else:
-        memmove(kept.end, kept.end + nbytes, HEAD - nbytes)
-        memcpy(kept.end + HEAD - nbytes, part, nbytes)
-    kept.nbytes += nbytes
-
-
-cdef Py_ssize_t write_unkilled(
-    int fd, const char *data, size_t nbytes, int *error
-) noexcept nogil:
-    """Write once in a program that SIGPIPE ends, as those that write to a pager want it to."""
-    cdef sigset_t pipe, before, pending
-    cdef timespec now
-    cdef Py_ssize_t sent
-    cdef bint was_pending
-    sigemptyset(&pipe)
-    sigaddset(&pipe, SIGPIPE)
-    sigpending(&pending)
-    was_pending = sigismember(&pending, SIGPIPE) == 1
-    pthread_sigmask(SIG_BLOCK, &pipe, &before)
-    sent = write_once(fd, data, nbytes, error)
-    if sent < 0 and error[0] == EPIPE and not was_pending:
-        now.tv_sec = now.tv_nsec = 0
-        while sigtimedwait(&pipe, NULL, &now) < 0 and errno == EINTR:
-            pass
-    pthread_sigmask(SIG_SETMASK, &before, NULL)
-    return sent
-
-
-cdef Py_ssize_t write_once(int fd, const char *data, size_t nbytes, int *error) noexcept nogil:
-    cdef ssize_t sent
-    while True:
-        sent = write(fd, data, nbytes)
-        if sent >= 0:
-            return sent
-        error[0] = errno
-        if error[0] != EINTR:
-            return -1

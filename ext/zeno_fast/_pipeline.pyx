@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t
 
 from zeno_fast._call cimport THREAD, Call
 from zeno_fast._channel cimport Channel
-from zeno_fast._pipe cimport monotonic_ns
+from zeno_fast._posix cimport monotonic_ns
 from zeno_fast._slot cimport DirectSlot
 
 from zeno_fast._call import NotSent

@@ -9,7 +9,7 @@ from zeno_fast._call cimport RequestTemplate
 from zeno_fast._channel cimport Channel
 from zeno_fast._envelope cimport BinaryWay, InputCheck, dump_parameters
 from zeno_fast._nesting cimport inherited
-from zeno_fast._pipe cimport monotonic_ns
+from zeno_fast._posix cimport monotonic_ns
 from zeno_fast._statistics cimport SlotStatistics
 
 from zeno_fast._call import NotSent
