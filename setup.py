@@ -44,6 +44,7 @@ extensions = [
         "_output",
         "_messages",
         "_correlator",
+        "_listener",
         "_leadership",
         "_channel",
         "_slot",

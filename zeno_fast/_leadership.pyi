@@ -3,7 +3,7 @@ from typing import Any
 from typing_extensions import disjoint_base
 
 from zeno_fast._call import Call
-from zeno_fast._correlator import Correlator
+from zeno_fast._listener import Listener
 
 PUMP_STOOD_DOWN: int
 PUMP_WANTS_WRITE: int
@@ -11,7 +11,7 @@ PUMP_ENDED: int
 PUMP_AGAIN: int
 
 @disjoint_base
-class Leadership(Correlator):
+class Leadership(Listener):
     @property
     def read_fd(self) -> int: ...
     @property

@@ -14,7 +14,6 @@ cdef class Correlator:
     cdef object _owner
     cdef str _plugin
     cdef bytes _id_head
-    cdef bytes _answer_head
     cdef str _prefix
     cdef uint64_t _number
     cdef uint64_t _heard
@@ -32,18 +31,13 @@ cdef class Correlator:
     cdef bint _cancels
     cdef bint _tells_deadline
     cdef bint _multiplexed
-    cdef bint _answered
-    cdef int64_t _framed
-    cdef int64_t _header
     cdef bint _ended
     cdef bint _lost
     cdef object _reason
-    cdef bint _strict
     cdef uint64_t _last_call  # how many calls it takes
     cdef readonly uint64_t calls
     cdef readonly uint64_t stray
     cdef readonly uint64_t late
-    cdef readonly uint64_t noise
     cdef Py_ssize_t load(self) noexcept
     cdef bint full(self) noexcept
     cdef Call new_call(
@@ -66,17 +60,3 @@ cdef class Correlator:
     cdef int _give_up_on_abandoned(self) except -1
     cdef int _break(self, str what, object kind=*) except -1
     cdef object _why(self, Call call, object reason)
-    cdef int _take_lines(self) except -1
-    cdef int _take_corrupt(self) except -1
-    cdef int _take_rest(self) except -1
-    cdef int _take_line(self, const char *line, size_t nbytes) except -1
-    cdef int _take_parts(self, bytes line, Py_ssize_t stale) except -1
-    cdef int _take_long_line(self, const char *line, size_t nbytes) except -1
-    cdef bint _take_invalid_answer(self, const char *line, size_t nbytes) except -1
-    cdef bint _take_plain_answer(self, const char *line, size_t nbytes) except -1
-    cdef int _take_noise(self, bytes text) except -1
-    cdef int _take_message(self, dict message, size_t nbytes) except -1
-    cdef int _take_chunk(self, dict message, size_t nbytes) except -1
-    cdef int _take_response(self, dict message) except -1
-    cdef Call _take_sole(self)
-    cdef int _drop(self, object number, dict message) except -1

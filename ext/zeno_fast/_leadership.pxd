@@ -1,9 +1,9 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from zeno_fast._call cimport Call
-from zeno_fast._correlator cimport Correlator
+from zeno_fast._listener cimport Listener
 
-cdef class Leadership(Correlator):
+cdef class Leadership(Listener):
     cdef uint32_t _forks
     cdef dict _followers
     cdef tuple _watchers

@@ -12,7 +12,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t
 
 from zeno_fast._call cimport Call
-from zeno_fast._correlator cimport Correlator
+from zeno_fast._listener cimport Listener
 from zeno_fast._pipe cimport (
     zb_forks,
     AGAIN,
@@ -48,8 +48,8 @@ PUMP_ENDED = 4
 PUMP_AGAIN = 8
 
 
-cdef class Leadership(Correlator):
-    """Lets whoever waits for a call read for all; the arguments are those of `Correlator`."""
+cdef class Leadership(Listener):
+    """Lets whoever waits for a call read for all; the arguments are those of `Listener`."""
 
     def __init__(
         self, Pipe pipe, owner, str plugin, Py_ssize_t max_queue, Py_ssize_t max_request,
