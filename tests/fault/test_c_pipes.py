@@ -54,7 +54,10 @@ def test_c1_100_mb_for_a_guest_that_stops_reading_end_on_time_and_block_nobody(
         assert not wait(futures, 10).not_done
     outcomes += [future.exception() for future in futures]
     assert len(outcomes) == 10
-    assert all(isinstance(one, (SlotTimeout, PluginUnavailable)) for one in outcomes), outcomes
+    # Those that were made last may still be answered, by the process that replaces this one.
+    failed = [one for one in outcomes if one is not None]
+    assert len(failed) >= 5
+    assert all(isinstance(one, (SlotTimeout, PluginUnavailable)) for one in failed), outcomes
     # Whoever held a lock, or the loop, across a write would have done so for three seconds.
     assert slowest < 2
     assert healthy.slowest < 2
