@@ -31,10 +31,12 @@ extensions = [
         define_macros=[("CYTHON_TRACE_NOGIL", "1")] if TRACE else [],
     )
     for name in (
+        "_bytes",
         "_envelope",
         "_statistics",
         "_shm",
         "_guest_ring",
+        "_memory",
         "_posix",
         "_ring_end",
         "_pipe",

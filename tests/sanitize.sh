@@ -88,13 +88,15 @@ sanitized() {
         PYTHONMALLOC=malloc PYTHONPATH="$tree" "$@"
 }
 
-# fault RIGHT WRONG REPORT: with RIGHT made WRONG in _pipe.pyx, a replay of the corpus ends in REPORT.
+# fault MODULE RIGHT WRONG REPORT: with RIGHT made WRONG in the module, a replay of the corpus ends in
+# REPORT.
 fault() {
-    local right=$1 wrong=$2 report=$3 text
-    text=$(<"$work/_pipe.pyx")
+    local source=ext/zeno_fast/$1.pyx right=$2 wrong=$3 report=$4 text
+    text=$(<"$source")
     [[ $text == *"$right"* ]] || { echo "no '$right' to put a fault into"; return 1; }
-    printf '%s\n' "${text/"$right"/"$wrong"}" >ext/zeno_fast/_pipe.pyx
+    printf '%s\n' "${text/"$right"/"$wrong"}" >"$source"
     build
+    printf '%s\n' "$text" >"$source"
     if sanitized "$work/fault" "$python" tests/fuzz/fuzz_channel.py \
         --replay tests/fuzz/corpus/*.case >"$work/fault.log" 2>&1; then
         echo "=== FAILED: '$wrong' was not noticed"
@@ -121,7 +123,5 @@ fi
 ((status == 0)) || exit "$status"
 
 # Last, so that nothing has to be built again without them.
-cp ext/zeno_fast/_pipe.pyx "$work"
-fault 'realloc(self._buffer, capacity)' 'realloc(self._buffer, capacity - 64)' heap-buffer-overflow
-fault 'capacity = self._capacity * 2' 'capacity = self._capacity << (self._capacity & 65536)' \
-    'shift exponent'
+fault _memory 'realloc(memory[0], wanted)' 'realloc(memory[0], wanted - 64)' heap-buffer-overflow
+fault _pipe 'self._capacity * 2)' 'self._capacity << (self._capacity & 65536))' 'shift exponent'

@@ -3,9 +3,9 @@ from typing import Any, final
 
 from typing_extensions import disjoint_base
 
+from zeno_fast._bytes import BinaryWay
 from zeno_fast._call import RequestTemplate
 from zeno_fast._channel import Channel
-from zeno_fast._envelope import BinaryWay
 from zeno_fast._statistics import SlotStatistics
 from zeno_fast.plugin import SlotDefinition
 

@@ -22,5 +22,4 @@ cdef class Listener(Correlator):
     cdef int _take_message(self, dict message, size_t nbytes) except -1
     cdef int _take_chunk(self, dict message, size_t nbytes) except -1
     cdef int _take_response(self, dict message) except -1
-    cdef Call _take_sole(self)
     cdef int _drop(self, object number, dict message) except -1

@@ -3,9 +3,10 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
 
+from zeno_fast._bytes cimport release_blocks, take_bytes
 from zeno_fast._call cimport LOOP, Call
 from zeno_fast._correlator cimport Correlator
-from zeno_fast._envelope cimport decode, release_blocks, take_bytes, take_data
+from zeno_fast._envelope cimport decode, take_data
 from zeno_fast._lines cimport CORRUPT, LINE, NO_LINE
 from zeno_fast._messages cimport (
     SHOWN,
@@ -159,7 +160,7 @@ cdef class Listener(Correlator):
         elif not self._multiplexed and self._pending.count == 1 and line[0] == 123 and (
                 kind == "guest_chunk" or kind is None and b'"success"' in begin + end):
             # Of a stream a part is missing now; an answer it is if it looks like one.
-            call = self._take_sole()
+            call = self._pending.take_sole()
             if kind == "guest_chunk":
                 if call.sink is None:
                     self._pending.add(call)
@@ -248,10 +249,10 @@ cdef class Listener(Correlator):
         elif (id is None or id == "") and not self._multiplexed:
             call = self.sole_call()
         if call is None or call.abandoned or call.sink is None:
-            release_blocks(message, self._pipe.segment)
+            release_blocks(message, self._pipe.segment())
             return 0
         try:
-            data = take_bytes(message, self._plugin, call.template.slot, self._pipe.segment)
+            data = take_bytes(message, self._plugin, call.template.slot, self._pipe.segment())
         except ProtocolError as problem:
             self._pending.take(call.number)
             self._finish(call, None, problem.with_traceback(None))
@@ -288,10 +289,10 @@ cdef class Listener(Correlator):
             self._multiplexed = True
         elif id is None or id == "":
             if not self._multiplexed:
-                call = self._take_sole()
+                call = self._pending.take_sole()
             elif self._pending.count == 1:
                 # It may belong to this call or be a stray one. Nobody is given it, nobody hangs.
-                call = self._take_sole()
+                call = self._pending.take_sole()
                 self.stray += 1
                 if not call.abandoned:
                     self._finish(call, None, ProtocolError(
@@ -305,24 +306,19 @@ cdef class Listener(Correlator):
         if call.abandoned:
             call.done = True  # nothing of it is due any more
             self.late += 1
-            release_blocks(message, self._pipe.segment)
+            release_blocks(message, self._pipe.segment())
             return 0
         try:
-            data = take_data(message, self._plugin, call.template.slot, self._pipe.segment)
+            data = take_data(message, self._plugin, call.template.slot, self._pipe.segment())
         except (SlotError, ProtocolError) as error:
             self._finish(call, None, error.with_traceback(None))
         else:
             self._finish(call, data, None)
         return 0
 
-    cdef Call _take_sole(self):
-        """Remove the only pending call and return it, or None where there is none or several."""
-        cdef Call call = self._pending.sole()
-        return None if call is None else self._pending.take(call.number)
-
     cdef int _drop(self, object number, dict message) except -1:
         """Count an answer that belongs to no pending call."""
-        release_blocks(message, self._pipe.segment)
+        release_blocks(message, self._pipe.segment())
         if self._given_up.pop(number, self) is not self:
             self.late += 1
         else:

@@ -11,4 +11,5 @@ cdef class PendingCalls:
     cdef Call get(self, uint64_t number)
     cdef Call take(self, uint64_t number)
     cdef Call sole(self)
+    cdef Call take_sole(self)
     cdef list calls(self)

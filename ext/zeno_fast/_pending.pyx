@@ -64,6 +64,11 @@ cdef class PendingCalls:
         call = self.get(self._last)
         return self.calls()[0] if call is None else call
 
+    cdef Call take_sole(self):
+        """Remove the only call and return it, or None where there is none or several."""
+        cdef Call call = self.sole()
+        return None if call is None else self.take(call.number)
+
     cdef list calls(self):
         """Return all calls, those that were sent first in front."""
         cdef Call call

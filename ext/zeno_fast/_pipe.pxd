@@ -44,8 +44,7 @@ cdef class Pipe:
     cdef int _misses
     cdef int _skip
     cdef readonly bint shared  # messages go through shared memory, and stdout has only noise
-    cdef RingEnd ring  # or None, and
-    cdef Segment segment  # that it lies in
+    cdef RingEnd ring  # or None
     cdef bint _stirred  # there was something on stdout
     cdef unsigned int _turns
     cdef int64_t _typical_ns  # that a guest which is awake takes to answer
@@ -61,6 +60,7 @@ cdef class Pipe:
     cdef Py_ssize_t _block(self) noexcept nogil
     cdef int _make_room(self) noexcept nogil
     cdef Py_ssize_t _without_marks(self, Py_ssize_t count) noexcept nogil
+    cdef Segment segment(self)
     cdef bint rest(self) noexcept nogil
     cdef bytes long_end(self)
     cdef Py_ssize_t buffered(self) noexcept nogil

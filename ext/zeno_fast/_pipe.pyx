@@ -7,12 +7,13 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint32_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memmove
 
 from zeno_fast._lines cimport HEAD, LINE, LONG_LINE, LongLine, NO_LINE, keep_part
-from zeno_fast._posix cimport WIDE_PIPE, monotonic_ns, use_huge_pages, widen
-from zeno_fast._ring_end cimport RingEnd
+from zeno_fast._memory cimport CHUNK, give_back, grow
+from zeno_fast._posix cimport WIDE_PIPE, monotonic_ns, widen
+from zeno_fast._ring_end cimport SPIN_NS, RingEnd
 from zeno_fast._shm cimport Segment, zr_is_ready, zr_pause
 
 import os
@@ -60,16 +61,11 @@ cdef extern from "zeno_blocking_read.h" nogil:
     ssize_t zb_read(zb_reader *reader, void *buffer, size_t nbytes, int *marked)
     size_t zb_find_token(const char *data, size_t nbytes)
 
-# A guest that is awake answers within this; longer, and sleeping costs less than waiting.
-cdef int64_t SPIN_NS = 30_000
 cdef int64_t PATIENT_NS = 100_000  # one that was asleep, within this; a thread may wait so long
 cdef int64_t BUSY_NS = 8_000  # that giving up the processor takes where others want it
 cdef int PAUSES = 60  # of the processor's own kind, before the first yield: a microsecond or two
 cdef int64_t BLOCK_NS = 20_000_000  # a deadline this near is left to `wait`
 cdef int MISSES = 3  # waits in vain in a row after which it is left for a while
-
-cdef size_t CHUNK = 64 * 1024  # what a Linux pipe holds, so one read empties it
-cdef size_t RELAXED = 1024 * 1024  # a larger buffer is given back once it is empty
 
 
 cdef uint32_t zb_forks() noexcept:
@@ -119,8 +115,6 @@ cdef class Pipe:
 
     cdef int _make_room(self) noexcept nogil:
         """Have room for half a chunk behind what is buffered; 0 or a negative status."""
-        cdef size_t capacity
-        cdef char *grown
         if self._start == self._end:
             self._start = self._end = self._scanned = 0
         if self._capacity - self._end >= CHUNK // 2:
@@ -139,14 +133,7 @@ cdef class Pipe:
         if self._capacity >= WIDE_PIPE and not self._widened:
             self._widened = True
             widen(self.read_fd)
-        capacity = self._capacity * 2
-        grown = <char *> realloc(self._buffer, capacity)
-        if grown is NULL:
-            return NO_MEMORY
-        use_huge_pages(grown, capacity)
-        self._buffer = grown
-        self._capacity = capacity
-        return 0
+        return 0 if grow(&self._buffer, &self._capacity, self._capacity * 2) else NO_MEMORY
 
     cdef Py_ssize_t fill(self) noexcept nogil:
         """Read once. Returns the number of bytes, 0 at the end of input, or a negative status.
@@ -253,6 +240,7 @@ cdef class Pipe:
         return count
 
     cdef Py_ssize_t _yield_to_guest(self, int64_t most_ns) noexcept nogil:
+        """Do as `_spin_shared`, with a processor to give up to others."""
         cdef int64_t began = monotonic_ns()
         cdef int64_t limit = min(most_ns, 2 * self._typical_ns + SPIN_NS // 3)
         cdef int64_t elapsed = 0
@@ -413,9 +401,12 @@ cdef class Pipe:
         nothing may be on its way to it.
         """
         self.ring = RingEnd(segment, self.write_fd, self.max_line)
-        self.segment = segment
         self.shared = True
         self.rest()
+
+    cdef Segment segment(self):
+        """Return what is shared with the guest, or None."""
+        return None if self.ring is None else self.ring.segment
 
     cdef bint rest(self) noexcept nogil:
         """Have the guest write a byte with what it sends next; return whether it has sent some."""
@@ -423,15 +414,11 @@ cdef class Pipe:
 
     cdef void relax(self) noexcept nogil:
         """Give back large buffers that are empty."""
-        cdef char *shrunk
         if self.shared:
             self.ring.relax()
-        if self._capacity > RELAXED and self._start == self._end:
-            shrunk = <char *> realloc(self._buffer, CHUNK)
-            if shrunk is not NULL:
-                self._buffer = shrunk
-                self._capacity = CHUNK
-                self._start = self._end = self._scanned = 0
+        if self._start == self._end:
+            self._start = self._end = self._scanned = 0
+            give_back(&self._buffer, &self._capacity)
 
     cdef int wait(self, int interest, int64_t deadline_ns) noexcept nogil:
         """Wait until something of `interest` is ready, `wake` is called or the deadline passes.
@@ -516,7 +503,7 @@ cdef class Pipe:
         self.read_fd = self._wake_in = self._wake_out = -1
         self.exit_fd = -1
         self.shared = False
-        self.ring = self.segment = None
+        self.ring = None
 
     def __dealloc__(self):
         zb_close(&self._reader)

@@ -1,4 +1,4 @@
-"""What the hot path asks of the system itself: the clock, writes, the size of pipes and pages."""
+"""What the hot path asks of the system itself: the clock, writes, and wider pipes."""
 
 from libc.errno cimport EINTR, EPIPE, errno
 from libc.signal cimport SIGPIPE
@@ -46,29 +46,6 @@ cdef extern from * nogil:
     int F_SETPIPE_SZ
     int fcntl(int fd, int command, int argument)
 
-cdef extern from * nogil:
-    """
-    #include <stdint.h>
-    #if defined(__linux__)
-    #include <sys/mman.h>
-    #endif
-    /* Most of the time that a large message takes beside its copying goes into page faults. */
-    static void advise_huge_pages(char *memory, size_t nbytes)
-    {
-    #ifdef MADV_HUGEPAGE
-        const uintptr_t huge = (uintptr_t)1 << 21;
-        const uintptr_t begin = ((uintptr_t)memory + huge - 1) & ~(huge - 1);
-        const uintptr_t end = ((uintptr_t)memory + nbytes) & ~(huge - 1);
-        if (begin < end)
-            madvise((void *)begin, end - begin, MADV_HUGEPAGE);
-    #else
-        (void)memory;
-        (void)nbytes;
-    #endif
-    }
-    """
-    void advise_huge_pages(char *memory, size_t nbytes)
-
 cdef size_t WIDE_PIPE = 512 * 1024  # what a pipe is made to hold for larger messages
 
 
@@ -83,11 +60,6 @@ cdef void widen(int fd) noexcept nogil:
     """Let a pipe hold more, for large messages, where the system allows it."""
     if F_SETPIPE_SZ:
         fcntl(fd, F_SETPIPE_SZ, <int> WIDE_PIPE)
-
-
-cdef void use_huge_pages(char *memory, size_t nbytes) noexcept nogil:
-    """Ask for large pages in some memory of many megabytes."""
-    advise_huge_pages(memory, nbytes)
 
 
 cdef void write_byte(int fd, char byte) noexcept nogil:

@@ -3,8 +3,12 @@ from libc.stdint cimport int64_t, uint64_t
 from zeno_fast._lines cimport LongLine
 from zeno_fast._shm cimport Segment, zr_reader, zr_writer
 
+cdef enum:
+    # A guest that is awake answers within this; longer, and sleeping costs less than waiting.
+    SPIN_NS = 30_000
+
 cdef class RingEnd:
-    cdef Segment _segment
+    cdef Segment segment
     cdef int wake_fd
     cdef bint corrupt
     cdef bint resting

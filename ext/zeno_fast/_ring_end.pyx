@@ -5,11 +5,12 @@ Nothing that lies in the rings is looked at before it was copied; see zeno_ring.
 
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free
 from libc.string cimport memchr
 
 from zeno_fast._lines cimport CORRUPT, LINE, LONG_LINE, NO_LINE, keep_part
-from zeno_fast._posix cimport monotonic_ns, use_huge_pages, write_byte
+from zeno_fast._memory cimport CHUNK, give_back, grow
+from zeno_fast._posix cimport monotonic_ns, write_byte
 from zeno_fast._shm cimport (
     Segment, ZR_EMPTY, ZR_FULL, ZR_MORE, zr_is_ready, zr_must_wake_reader, zr_must_wake_writer,
     zr_next, zr_publish, zr_put_some, zr_reader_awake, zr_reader_rests, zr_room, zr_take,
@@ -21,10 +22,7 @@ import zeno_fast.platforms
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
-cdef int64_t MOMENT_NS = 30_000  # in which a guest that is awake writes, or reads, some more
 cdef uint64_t BATCH = 8192  # bytes after which what was written is published
-cdef size_t CHUNK = 64 * 1024
-cdef size_t RELAXED = 1024 * 1024  # a larger buffer is given back once it is empty
 
 
 @cython.final
@@ -49,7 +47,7 @@ cdef class RingEnd:
 
     def __init__(self, Segment segment, int wake_fd, size_t max_message):
         zs_open_rings(&segment.segment, True, &self.reader, &self.writer)
-        self._segment = segment
+        self.segment = segment
         self.wake_fd = wake_fd
         self._max_message = max_message
         self._alone = zeno_fast.platforms.processors() == 1
@@ -115,7 +113,7 @@ cdef class RingEnd:
 
     cdef bint _wait_for_room(self, uint64_t wanted) noexcept nogil:
         """Wait a moment for the guest to read; where that is in vain it says so when it has."""
-        cdef int64_t until = monotonic_ns() + MOMENT_NS
+        cdef int64_t until = monotonic_ns() + SPIN_NS
         self._wanted = wanted
         while not self._alone and 0 <= zr_room(&self.writer, wanted) < <int64_t> wanted:
             if monotonic_ns() > until:
@@ -165,7 +163,7 @@ cdef class RingEnd:
             count = zr_next(&self.reader, &flags)
             if count < 0 or not flags & ZR_MORE or not self._take_record(count):
                 return
-            until = monotonic_ns() + MOMENT_NS
+            until = monotonic_ns() + SPIN_NS
             while not zr_is_ready(&self.reader):
                 if self._alone or monotonic_ns() > until:
                     return
@@ -187,25 +185,14 @@ cdef class RingEnd:
     cdef bint _make_room(self, size_t nbytes) noexcept nogil:
         """Have room for this much more of a message; return whether there is."""
         cdef size_t capacity = self._capacity
-        cdef char *grown
         if capacity - self._nbytes >= nbytes and capacity:
             return True
-        capacity = max(capacity, CHUNK)
+        capacity = max(capacity, <size_t> CHUNK)
         while capacity - self._nbytes < nbytes:
             capacity *= 2
-        grown = <char *> realloc(self._message, capacity)
-        if grown is NULL:
-            return False
-        use_huge_pages(grown, capacity)
-        self._message = grown
-        self._capacity = capacity
-        return True
+        return grow(&self._message, &self._capacity, capacity)
 
     cdef void relax(self) noexcept nogil:
         """Give back a large buffer that is empty."""
-        cdef char *shrunk
-        if self._capacity > RELAXED and not self._nbytes:
-            shrunk = <char *> realloc(self._message, CHUNK)
-            if shrunk is not NULL:
-                self._message = shrunk
-                self._capacity = CHUNK
+        if not self._nbytes:
+            give_back(&self._message, &self._capacity)

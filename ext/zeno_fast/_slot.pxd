@@ -2,7 +2,8 @@ from libc.stdint cimport int64_t
 
 from zeno_fast._call cimport RequestTemplate
 from zeno_fast._channel cimport Channel
-from zeno_fast._envelope cimport BinaryWay, InputCheck
+from zeno_fast._bytes cimport BinaryWay
+from zeno_fast._envelope cimport InputCheck
 
 cdef class Route:
     cdef Channel _only

@@ -5,9 +5,10 @@ from libc.stdint cimport int64_t
 
 import time
 
+from zeno_fast._bytes cimport BinaryWay
 from zeno_fast._call cimport RequestTemplate
 from zeno_fast._channel cimport Channel
-from zeno_fast._envelope cimport BinaryWay, InputCheck, dump_parameters
+from zeno_fast._envelope cimport InputCheck, dump_parameters
 from zeno_fast._nesting cimport inherited
 from zeno_fast._posix cimport monotonic_ns
 from zeno_fast._statistics cimport SlotStatistics

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import orjson
 
-from zeno_fast._envelope import BinarySink, read_bytes
+from zeno_fast._bytes import BinarySink, read_bytes
 from zeno_fast.cli.folders import FOLDER, load_plugins, warn_of_manifests
 from zeno_fast.cli.output import NothingFound, common_options, explain, print_json, warn
 from zeno_fast.errors import SlotError, SlotNotFound, ZenoError

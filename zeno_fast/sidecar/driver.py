@@ -11,8 +11,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import chain
 from typing import Any
 
+from zeno_fast._bytes import BinaryWay
 from zeno_fast._call import Call, NotSent, RequestTemplate
-from zeno_fast._envelope import BinaryWay, parameters_of
+from zeno_fast._envelope import parameters_of
 from zeno_fast._pipeline import Pipeline
 from zeno_fast._shm import Buffer
 from zeno_fast._slot import DirectSlot
